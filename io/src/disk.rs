@@ -1,0 +1,59 @@
+//! The port to one disk, and its written contract.
+//!
+//! # Contract (tested by `tests/contract.rs` on the ring and on the simulator)
+//! - Offsets and lengths are multiples of [`SECTOR_BYTES`](crate::units::SECTOR_BYTES); anything else is a bug of the
+//!   caller and panics before it reaches the device.
+//! - `read` returns exactly `len` bytes or an error: a short transfer is retried for the rest or reported, never
+//!   passed on. Bytes never written read as anything.
+//! - `write` resolves when the device has accepted the whole buffer; it may still be volatile. Dropping the future
+//!   does not cancel the write and does not free its buffer: it may land later, whole.
+//! - A write that was not synced may after a crash be there, be missing, or be torn at any 512-byte boundary.
+//! - `sync` resolves when every write of this file that had resolved before it was called is on stable storage. If it
+//!   fails, those writes are in doubt for ever: a later success proves nothing about them.
+//! - Reads and writes of one byte range may overlap in time only if the caller does not care what the read sees.
+
+use std::future::Future;
+
+use crate::buffer::{ReadBuf, WriteBuf};
+use crate::error::IoError;
+
+/// How a file is opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OpenMode {
+    /// It must exist; only reads are allowed. What another core uses to read a pinned record.
+    Read,
+    /// It must exist.
+    ReadWrite,
+    /// Created, preallocated to this many bytes (a multiple of a sector); it must not exist.
+    Create(u64),
+    /// Created or truncated, then preallocated to this many bytes: a checkpoint slot.
+    Replace(u64),
+}
+
+/// One directory on one file system, opened by one core.
+pub trait Disk: Clone + 'static {
+    /// A file of this disk.
+    type File: DiskFile;
+    /// Opens `name` (a plain file name) for direct I/O.
+    ///
+    /// # Errors
+    /// [`IoError::Missing`] if it is not there, [`IoError::Exists`] for `Create` of an existing one,
+    /// [`IoError::NoSpace`] if it can't be preallocated, [`IoError::NoDirectIo`] if the file system has none.
+    fn open(&self, name: &str, mode: OpenMode) -> impl Future<Output = Result<Self::File, IoError>>;
+    /// Makes created names durable (fsync of the directory).
+    fn sync_names(&self) -> impl Future<Output = Result<(), IoError>>;
+    /// A buffer of `len` bytes (whole sectors) for a write, zeroed; waits until the arena has room for it.
+    fn buffer(&self, len: usize) -> impl Future<Output = WriteBuf>;
+}
+
+/// A preallocated file, read and written by whole sectors.
+pub trait DiskFile: Clone + 'static {
+    /// Its size in bytes.
+    fn len_bytes(&self) -> u64;
+    /// Reads `len` bytes at `at`; waits until the arena has room.
+    fn read(&self, at: u64, len: usize) -> impl Future<Output = Result<ReadBuf, IoError>>;
+    /// Writes the whole buffer at `at`. The future may be dropped; the write goes on.
+    fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static;
+    /// fdatasync.
+    fn sync(&self) -> impl Future<Output = Result<(), IoError>> + 'static;
+}

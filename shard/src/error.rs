@@ -1,0 +1,26 @@
+//! What can keep a shard from opening or a record from being durable.
+
+use forebay_io::IoError;
+
+/// A shard that can't open, or a store operation that did not become durable.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The disk failed. The put or delete that waited on it is not acknowledged.
+    #[error("the disk failed")]
+    Disk(#[from] IoError),
+    /// The superblock belongs to another node, shard or format.
+    #[error("{what}")]
+    Foreign {
+        /// What does not fit, and the fix.
+        what: String,
+    },
+    /// No region can be freed now.
+    #[error("no free region: everything is dirty or pinned")]
+    Full,
+    /// An earlier sync failed: this store takes no more writes until it is reopened.
+    #[error("this disk failed a sync earlier and takes no writes")]
+    Failed,
+    /// The store is closing.
+    #[error("the store is closing")]
+    Closing,
+}

@@ -1,0 +1,18 @@
+//! Forebay: a block-caching tier in front of object storage.
+//!
+//! The library behind the one binary. With `--no-default-features --features client` only what a client links is built.
+
+pub mod token;
+
+#[cfg(feature = "server")]
+pub mod cli;
+#[cfg(feature = "server")]
+pub mod config;
+#[cfg(feature = "dev")]
+pub mod dev;
+#[cfg(feature = "server")]
+pub mod mailbox;
+#[cfg(feature = "server")]
+pub mod origin;
+#[cfg(feature = "server")]
+pub mod proxy;

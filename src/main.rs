@@ -1,0 +1,3 @@
+//! The one binary: parses the command line and hands over to `cli`.
+
+fn main() {}
