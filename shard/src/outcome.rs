@@ -23,8 +23,46 @@ pub enum Got {
     Absent,
     /// Not now: overload. Nothing was started.
     Declined(Declined),
+    /// It was acknowledged here, never reached the origin, and its bytes rotted: kept and listed, never served, and
+    /// never replaced by older bytes of the origin.
+    Lost,
     /// The origin could not be asked, or answered badly, before any byte was sent.
     Failed(OriginError),
+}
+
+/// The answer to a HEAD.
+#[derive(Debug, Clone)]
+pub enum Headed {
+    /// The block exists.
+    Found(BlockMeta),
+    /// No such block: here (a tombstone) or at the origin.
+    Absent,
+    /// As [`Got::Lost`].
+    Lost,
+    /// Not now.
+    Declined(Declined),
+    /// The origin could not be asked, or answered badly.
+    Failed(OriginError),
+}
+
+/// What a HEAD tells of a block.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlockMeta {
+    /// Content length in bytes.
+    pub len_bytes: u64,
+    /// Its ETag.
+    pub etag: Etag,
+    /// Who knew: for `Cache-Status`.
+    pub source: MetaSource,
+}
+
+/// Where a HEAD's answer comes from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum MetaSource {
+    /// This shard holds the block.
+    Cache,
+    /// The origin was asked; nothing was filled.
+    Origin,
 }
 
 /// A block in the memory tier.
