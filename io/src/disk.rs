@@ -2,7 +2,7 @@
 //!
 //! # Contract (tested by `tests/contract.rs` on the ring and on the simulator)
 //! - Offsets and lengths are multiples of [`SECTOR_BYTES`](crate::units::SECTOR_BYTES); anything else is a bug of the
-//!   caller and panics before it reaches the device.
+//!   caller and panics before it reaches the device; so do a write through a read-only handle and one past the end.
 //! - `read` returns exactly `len` bytes or an error: a short transfer is retried for the rest or reported, never
 //!   passed on. Bytes never written read as anything.
 //! - `write` resolves when the device has accepted the whole buffer; it may still be volatile. Dropping the future
@@ -14,8 +14,9 @@
 
 use std::future::Future;
 
-use crate::buffer::{ReadBuf, WriteBuf};
+use crate::buffer::{ReadBuf, WriteBuf, assert_whole_sectors};
 use crate::error::IoError;
+use crate::units::SECTOR_BYTES;
 
 /// How a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,8 +53,23 @@ pub trait DiskFile: Clone + 'static {
     fn len_bytes(&self) -> u64;
     /// Reads `len` bytes at `at`; waits until the arena has room.
     fn read(&self, at: u64, len: usize) -> impl Future<Output = Result<ReadBuf, IoError>>;
-    /// Writes the whole buffer at `at`. The future may be dropped; the write goes on.
+    /// Writes the whole buffer at `at`. It begins at the call, not at the first poll; the future may be dropped; the
+    /// write goes on.
     fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static;
-    /// fdatasync.
+    /// fdatasync, begun at the call.
     fn sync(&self) -> impl Future<Output = Result<(), IoError>> + 'static;
+}
+
+/// Stops a read that breaks the contract before it reaches a device.
+pub(crate) fn assert_readable(at: u64, len: usize) {
+    assert!(at.is_multiple_of(SECTOR_BYTES as u64), "an offset of {at} is not on a sector");
+    assert_whole_sectors(len);
+}
+
+/// Stops a write that breaks the contract before it reaches a device: also one through a read-only handle, or past
+/// the end that was preallocated.
+pub(crate) fn assert_writable(mode: OpenMode, at: u64, len: usize, len_bytes: u64) {
+    assert_readable(at, len);
+    assert!(mode != OpenMode::Read, "a write through a read-only handle");
+    assert!(at + len as u64 <= len_bytes, "a write of {len} bytes at {at} of {len_bytes}");
 }

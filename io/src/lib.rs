@@ -4,6 +4,7 @@
 //! no HTTP. Everything above is generic over [`Disk`] and [`Runtime`], which exist twice: on the real ring
 //! ([`ring`]) and in the simulator ([`sim`]). One contract suite (`tests/contract.rs`) runs on both.
 
+mod arena;
 pub mod buffer;
 pub mod checksum;
 pub mod disk;
