@@ -9,3 +9,5 @@ pub mod error;
 pub mod key;
 pub mod origin;
 pub mod outcome;
+pub mod read;
+pub mod store;
