@@ -1,1 +1,55 @@
-fn main() {}
+//! `forebay-bench`: load, loading of keys, and comparisons with other caches.
+//!
+//! Drives servers through their public protocol only, nginx and cachey with the same code as Forebay. Results go to
+//! stdout, remarks to stderr; exit 0 ok, 1 failed, 2 wrong usage.
+
+mod content;
+mod cpu;
+mod get;
+mod load;
+mod put;
+mod report;
+mod response;
+mod target;
+mod units;
+mod wire;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Load generator and comparisons for Forebay.
+#[derive(Parser)]
+#[command(name = "forebay-bench", version)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Measure GETs: closed or open loop, latency percentiles, CPU of both sides
+    Get(get::Get),
+    /// PUT the benchmark's keys through a server
+    Put(put::Put),
+    /// Write the benchmark's keys as files (an nginx document root, the folder of an S3 server)
+    Fill(put::Fill),
+}
+
+fn main() -> ExitCode {
+    let outcome = match Arguments::parse().command {
+        Command::Get(get) => get.run(),
+        Command::Put(put) => put.run(),
+        Command::Fill(fill) => fill.run(),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("forebay-bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! `forebay-bench get`: drives GETs at a server and reports what came back, how fast, and what it cost both sides.
+//!
+//! One thread per core named by `--core` (one unpinned thread without it); each runs a `load::Load`. The CPU time of the
+//! server is read at the edges of the measured time only, so warm-up is in no figure.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use clap::Args;
+
+use crate::content::Contents;
+use crate::cpu;
+use crate::load::{Load, Pace, Plan, Tally};
+use crate::report::Report;
+use crate::target::Target;
+use crate::wire;
+
+/// `forebay-bench get`
+#[derive(Args, Clone)]
+#[command(args_override_self = true)]
+pub struct Get {
+    #[command(flatten)]
+    pub target: Target,
+    /// Keep-alive connections, shared out among the cores
+    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..))]
+    pub connections: u32,
+    /// Requests a second (open loop), or `closed`
+    #[arg(long, default_value = "closed", value_parser = parse_pace)]
+    pub rate: Pace,
+    /// Measured time
+    #[arg(long, default_value_t = 5.0)]
+    pub seconds: f64,
+    /// Time before that, in no figure
+    #[arg(long, default_value_t = 1.0)]
+    pub warmup_seconds: f64,
+    /// Compare one response in so many byte by byte, beside the first of each key
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..))]
+    pub sample_every: u64,
+    /// The cores to run on, one thread each, e.g. `1` or `1,2`
+    #[arg(long = "core", value_delimiter = ',')]
+    pub cores: Vec<usize>,
+    /// The server's process: its CPU time, with all its children, goes into the report
+    #[arg(long, value_name = "PID")]
+    pub server_pid: Option<u32>,
+    /// Seed of the order of keys
+    #[arg(long, default_value_t = 1)]
+    pub seed: u64,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+fn parse_pace(text: &str) -> Result<Pace, String> {
+    if text == "closed" {
+        return Ok(Pace::Closed);
+    }
+    match text.parse::<f64>() {
+        Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Pace::Open(rate)),
+        _ => Err("write a positive number of requests a second, or `closed`".into()),
+    }
+}
+
+impl Get {
+    /// Runs and prints.
+    ///
+    /// # Errors
+    /// What `measure` says.
+    pub fn run(self) -> Result<()> {
+        let report = self.measure()?;
+        if self.json {
+            println!("{}", serde_json::to_string_pretty(&report)?);
+        } else {
+            print!("{report}");
+        }
+        ensure!(report.bad == 0, "{} responses were no success, the last had status {}", report.bad, report.bad_status);
+        ensure!(report.unanswered == 0, "{} requests had no answer 10 s after the end", report.unanswered);
+        Ok(())
+    }
+
+    /// Runs the load and returns the figures.
+    ///
+    /// # Errors
+    /// A failed connection or thread, a protocol error, a wrong byte.
+    pub fn measure(&self) -> Result<Report> {
+        let cores: Vec<Option<usize>> =
+            if self.cores.is_empty() { vec![None] } else { self.cores.iter().copied().map(Some).collect() };
+        ensure!(self.connections as usize >= cores.len(), "--connections: at least one for each --core");
+        let plans = self.plans(&cores)?;
+        // The CPU time of the server at the begin and at the end, as the first thread sees them.
+        let server_times = Mutex::new(Vec::new());
+        let tallies = std::thread::scope(|scope| {
+            let threads: Vec<_> = plans
+                .into_iter()
+                .enumerate()
+                .map(|(thread_index, plan)| {
+                    let server_times = &server_times;
+                    scope.spawn(move || {
+                        Load::open(plan)?.run(|| {
+                            if let (0, Some(pid)) = (thread_index, self.server_pid) {
+                                let time = cpu::process_time(pid);
+                                server_times.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+                            }
+                        })
+                    })
+                })
+                .collect();
+            let joined = threads.into_iter().map(|thread| thread.join().ok().context("a load thread panicked")?);
+            joined.collect::<Result<Vec<Tally>>>()
+        })?;
+        let mut total = Tally::new()?;
+        for tally in &tallies {
+            total.add(tally)?;
+        }
+        let times = server_times.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let times = times.into_iter().collect::<Result<Vec<Duration>>>()?;
+        let server_cpu = match times.as_slice() {
+            [before, after] => Some(after.saturating_sub(*before)),
+            _ => None,
+        };
+        Ok(Report::new(self, &total, cores.len(), server_cpu))
+    }
+
+    /// One plan per core; connections and rate are shared out evenly.
+    fn plans(&self, cores: &[Option<usize>]) -> Result<Vec<Plan>> {
+        let tls = wire::client_config(&self.target.ca)?;
+        let key_count = self.target.keys as usize;
+        let requests = (0..key_count).map(|key| self.target.head("GET", key, None)).collect::<Result<Vec<_>>>()?;
+        let requests = Arc::new(requests);
+        let contents = Arc::new(Contents::new(key_count, usize::try_from(self.target.size)?));
+        let pace = match self.rate {
+            Pace::Closed => Pace::Closed,
+            Pace::Open(rate) => Pace::Open(rate / cores.len() as f64),
+        };
+        let share = |index: usize| (self.connections as usize + cores.len() - 1 - index) / cores.len();
+        let plans = cores.iter().enumerate().map(|(index, core)| Plan {
+            target: self.target.target.clone(),
+            tls: Arc::clone(&tls),
+            requests: Arc::clone(&requests),
+            contents: Arc::clone(&contents),
+            body_bytes: self.target.size,
+            connection_count: share(index),
+            pace,
+            warmup: Duration::from_secs_f64(self.warmup_seconds),
+            measured: Duration::from_secs_f64(self.seconds),
+            sample_every: self.sample_every,
+            seed: self.seed + index as u64,
+            core: *core,
+        });
+        Ok(plans.collect())
+    }
+}
