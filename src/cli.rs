@@ -1,1 +1,46 @@
-//! To come.
+//! The command line: `forebay proxy`, `forebay token`, `forebay dev`. Each subcommand has a file.
+//!
+//! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
+
+pub mod proxy;
+pub mod token;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+use crate::config::ConfigError;
+
+/// A block-caching tier in front of object storage.
+#[derive(Debug, Parser)]
+#[command(name = "forebay", version, about, disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a proxy node: serve volumes over HTTPS from local disk, in front of an object store.
+    Proxy(proxy::ProxyArgs),
+    /// Make signing keys and access tokens.
+    #[command(subcommand)]
+    Token(token::TokenCommand),
+}
+
+/// Runs the process's command line to its end.
+#[must_use]
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let outcome = match cli.command {
+        Command::Proxy(args) => proxy::run(args),
+        Command::Token(command) => token::run(command),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("forebay: {error:#}");
+            if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+        }
+    }
+}
