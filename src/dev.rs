@@ -1,1 +1,3 @@
-//! To come.
+//! `forebay dev`: everything a first look needs, on loopback.
+
+pub mod s3_server;
