@@ -1,4 +1,7 @@
 //! The figures of one run, for people and for machines.
+//!
+//! Made by `get` from what the load threads counted; `compare` reads the same struct. A figure that was not measured is
+//! absent, never zero.
 
 use std::fmt;
 use std::time::Duration;

@@ -1,4 +1,6 @@
 //! Where requests go: the flags that `get` and `put` share, and the request heads made from them.
+//!
+//! A head is built once per key before the clock starts, so that nothing of this file is in any figure.
 
 use std::fs;
 use std::path::PathBuf;
