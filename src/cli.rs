@@ -2,6 +2,7 @@
 //!
 //! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
 
+pub mod null;
 pub mod proxy;
 pub mod token;
 
@@ -26,6 +27,9 @@ enum Command {
     /// Make signing keys and access tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Answer constant bytes: the ceiling that benchmarks compare with.
+    #[command(name = "proxy-null", hide = true)]
+    ProxyNull(null::NullArgs),
 }
 
 /// Runs the process's command line to its end.
@@ -35,6 +39,7 @@ pub fn run() -> ExitCode {
     let outcome = match cli.command {
         Command::Proxy(args) => proxy::run(args),
         Command::Token(command) => token::run(command),
+        Command::ProxyNull(args) => null::run(args),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,170 @@
+//! The regression test of the heartbeat (GLOMMIO.md, trap 1): while a request is in flight, the executor never sleeps for
+//! more than a few heartbeats.
+//!
+//! Four clients ask for 4 KiB over and over, the load at which glommio parks with runnable tasks most often. Each asks the
+//! kernel how long the server's thread and its own ran or waited for a processor during the request. What is left of the
+//! request's time, *both were asleep*: nobody was doing anything about it. So a busy machine can't fail this test, and a
+//! stall can't hide in it. A second run without the heartbeat shows what it is for; chance rules it, so it only prints.
+
+use std::fs::File;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use forebay::proxy::executor::usable_cpus;
+use forebay::proxy::heartbeat::BEAT;
+use forebay::proxy::null::{NullOptions, NullServer};
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+
+const CLIENTS: usize = 4;
+const BODY_BYTES: usize = 4096;
+const RUN: Duration = Duration::from_secs(3);
+const RUNS: usize = 2;
+/// A beat may come late by the length of one turn and the kernel's timer slack; without a beat a stall lasts until some
+/// other event, usually tens of milliseconds.
+const ASLEEP_MAX: Duration = BEAT.saturating_mul(6);
+
+/// What one run saw.
+#[derive(Debug, Default, Clone, Copy)]
+struct Seen {
+    requests: u64,
+    stalls: u64,
+    longest_asleep: Duration,
+    longest_request: Duration,
+}
+
+#[test]
+fn the_executor_never_sleeps_on_a_request() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let trust = certificate(directory.path());
+    for run in 0..RUNS {
+        let seen = drive(directory.path(), &trust, BEAT);
+        println!("with the heartbeat, run {run}: {seen:?}");
+        assert!(seen.requests > 1_000, "too few requests to tell anything: {seen:?}");
+        assert_eq!(seen.stalls, 0, "nobody worked on a request for more than {ASLEEP_MAX:?}: {seen:?}");
+    }
+    println!("without the heartbeat: {:?}", drive(directory.path(), &trust, Duration::ZERO));
+}
+
+/// One server, four clients, [`RUN`] long.
+fn drive(directory: &Path, trust: &Arc<ClientConfig>, beat: Duration) -> Seen {
+    let cpu = usable_cpus()[0];
+    let mut options = NullOptions::new(directory.join("cert.pem"), directory.join("key.pem"), cpu);
+    options.body_bytes = BODY_BYTES;
+    options.beat = beat;
+    let server = NullServer::start(options).expect("the server starts");
+    let server_thread = thread_named("forebay-null");
+    let clients: Vec<_> = (0..CLIENTS)
+        .map(|_| {
+            let (trust, address) = (Arc::clone(trust), server.address);
+            std::thread::spawn(move || client(trust, address, server_thread))
+        })
+        .collect();
+    let seen =
+        clients.into_iter().map(|client| client.join().expect("a client failed")).fold(Seen::default(), |all, one| {
+            Seen {
+                requests: all.requests + one.requests,
+                stalls: all.stalls + one.stalls,
+                longest_asleep: all.longest_asleep.max(one.longest_asleep),
+                longest_request: all.longest_request.max(one.longest_request),
+            }
+        });
+    server.stop().expect("the server stops");
+    seen
+}
+
+fn client(trust: Arc<ClientConfig>, address: SocketAddr, server_thread: u32) -> Seen {
+    let server_clock = ThreadClock::of(&format!("/proc/self/task/{server_thread}/schedstat"));
+    let own_clock = ThreadClock::of("/proc/thread-self/schedstat");
+    let tls = ClientConnection::new(trust, ServerName::IpAddress(address.ip().into())).expect("a client");
+    let socket = TcpStream::connect(address).expect("it connects");
+    socket.set_nodelay(true).expect("a socket");
+    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
+    let mut stream = StreamOwned::new(tls, socket);
+    let mut answer = vec![0; 64 << 10];
+    let mut seen = Seen::default();
+    // The first request pays for the handshake.
+    request(&mut stream, &mut answer);
+    let end = Instant::now() + RUN;
+    loop {
+        let (server_before, own_before, began) = (server_clock.read(), own_clock.read(), Instant::now());
+        if began >= end {
+            return seen;
+        }
+        request(&mut stream, &mut answer);
+        let took = began.elapsed();
+        let busy = (server_clock.read() - server_before) + (own_clock.read() - own_before);
+        let asleep = took.saturating_sub(busy);
+        seen.requests += 1;
+        seen.stalls += u64::from(asleep > ASLEEP_MAX);
+        seen.longest_asleep = seen.longest_asleep.max(asleep);
+        seen.longest_request = seen.longest_request.max(took);
+    }
+}
+
+fn request(stream: &mut StreamOwned<ClientConnection, TcpStream>, answer: &mut [u8]) {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("the request is sent");
+    let mut filled = 0;
+    loop {
+        let read = stream.read(&mut answer[filled..]).expect("the answer arrives");
+        assert!(read > 0, "the server hung up");
+        filled += read;
+        if let Some(head) = answer[..filled].windows(4).position(|window| window == b"\r\n\r\n")
+            && filled >= head + 4 + BODY_BYTES
+        {
+            return;
+        }
+    }
+}
+
+/// How long a thread has run or waited for a processor, by the kernel's account.
+struct ThreadClock {
+    schedstat: File,
+}
+
+impl ThreadClock {
+    fn of(path: &str) -> ThreadClock {
+        ThreadClock { schedstat: File::open(path).expect("the kernel keeps schedstat") }
+    }
+
+    fn read(&self) -> Duration {
+        let mut text = [0; 64];
+        let bytes = self.schedstat.read_at(&mut text, 0).expect("schedstat is readable");
+        let text = std::str::from_utf8(&text[..bytes]).expect("schedstat is text");
+        let mut nanos = text.split_ascii_whitespace().map(|field| field.parse::<u64>().expect("a number"));
+        let (ran, waited) = (nanos.next().expect("time run"), nanos.next().expect("time waited"));
+        Duration::from_nanos(ran + waited)
+    }
+}
+
+fn thread_named(name: &str) -> u32 {
+    for task in std::fs::read_dir("/proc/self/task").expect("a process has threads").flatten() {
+        let comm = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if comm.starts_with(name) {
+            return task.file_name().to_string_lossy().parse().expect("a thread's number");
+        }
+    }
+    panic!("no thread is called {name}");
+}
+
+/// A certificate for loopback in `directory`, and a client that trusts it.
+fn certificate(directory: &Path) -> Arc<ClientConfig> {
+    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
+    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
+    std::fs::write(directory.join("cert.pem"), made.cert.pem()).expect("it is written");
+    std::fs::write(directory.join("key.pem"), made.signing_key.serialize_pem()).expect("it is written");
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(directory.join("cert.pem")).expect("it is PEM")).expect("it is trusted");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3")
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Arc::new(config)
+}

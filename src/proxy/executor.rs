@@ -1,0 +1,140 @@
+//! One pinned glommio executor per core: threads, their placement and the figures they run with.
+//!
+//! Called by `boot` (one per configured core) and by `null`. Everything of a core (shards, listeners, connections) runs
+//! on its executor's one thread (I12). The defaults and their reasons are in GLOMMIO.md: the preempt timer is the wake
+//! latency of a busy core (trap 2), and the arena must be large enough never to overflow (trap 4).
+
+use std::future::Future;
+use std::time::Duration;
+
+use anyhow::Context;
+use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use tracing::warn;
+
+/// How often a busy executor looks at its ring for messages from other threads and timers.
+pub const PREEMPT: Duration = Duration::from_micros(500);
+
+/// How long an executor looks for work before it sleeps in the kernel: 20 µs cost an idle node next to nothing and save
+/// a wake-up on the round trip to another core.
+pub const SPIN_BEFORE_PARK: Duration = Duration::from_micros(20);
+
+/// The arena of an executor that does no disk I/O; glommio refuses less than 512 KiB or so.
+pub const IO_MEMORY_BYTES_MIN: usize = 1 << 20;
+
+/// What one executor runs with.
+#[derive(Debug, Clone)]
+pub struct ExecutorOptions {
+    /// The thread's name.
+    pub name: String,
+    /// The processor it is pinned to.
+    pub cpu: usize,
+    /// The registered arena of disk buffers in bytes.
+    pub io_memory_bytes: usize,
+    /// Entries of each ring: a power of two.
+    pub ring_depth: usize,
+    /// See [`PREEMPT`].
+    pub preempt: Duration,
+    /// See [`SPIN_BEFORE_PARK`].
+    pub spin_before_park: Duration,
+}
+
+impl ExecutorOptions {
+    /// The usual figures for `cpu`, with the smallest arena.
+    #[must_use]
+    pub fn new(cpu: usize) -> ExecutorOptions {
+        ExecutorOptions {
+            name: format!("forebay-{cpu}"),
+            cpu,
+            io_memory_bytes: IO_MEMORY_BYTES_MIN,
+            ring_depth: 1024,
+            preempt: PREEMPT,
+            spin_before_park: SPIN_BEFORE_PARK,
+        }
+    }
+
+    fn builder(&self, placement: Placement) -> LocalExecutorBuilder {
+        LocalExecutorBuilder::new(placement)
+            .name(&self.name)
+            .io_memory(self.io_memory_bytes.max(IO_MEMORY_BYTES_MIN))
+            .ring_depth(self.ring_depth)
+            .preempt_timer(self.preempt)
+            .spin_before_park(self.spin_before_park)
+    }
+}
+
+/// Starts a thread with an executor that runs the future `main` makes there. If the processor is not this process's to
+/// use, the thread runs unpinned and says so.
+///
+/// # Errors
+/// The kernel refused the ring or the arena (io_uring disabled, memlock too small).
+pub fn start<G, F, T>(options: &ExecutorOptions, main: G) -> anyhow::Result<ExecutorJoinHandle<T>>
+where
+    G: FnOnce() -> F + Send + 'static,
+    F: Future<Output = T> + 'static,
+    T: Send + 'static,
+{
+    let placement = if may_use(options.cpu) {
+        Placement::Fixed(options.cpu)
+    } else {
+        warn!(cpu = options.cpu, "this process may not run on the processor: its executor runs unpinned");
+        Placement::Unbound
+    };
+    options
+        .builder(placement)
+        .spawn(main)
+        .map_err(|error| anyhow::anyhow!("{error}"))
+        .with_context(|| format!("starting the executor of processor {}", options.cpu))
+}
+
+/// The processors that this process may run on, in order.
+#[must_use]
+pub fn usable_cpus() -> Vec<usize> {
+    let listed = std::fs::read_to_string("/proc/thread-self/status").ok().and_then(|status| {
+        let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
+        parse_cpu_list(line.trim())
+    });
+    listed.unwrap_or_else(|| (0..std::thread::available_parallelism().map_or(1, usize::from)).collect())
+}
+
+/// The kernel's list format: `0-3,8`.
+fn parse_cpu_list(list: &str) -> Option<Vec<usize>> {
+    let mut cpus = Vec::new();
+    for part in list.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?);
+    }
+    Some(cpus)
+}
+
+fn may_use(cpu: usize) -> bool {
+    usable_cpus().contains(&cpu)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executor_runs_on_its_processor() {
+        let cpu = *usable_cpus().last().expect("a process runs somewhere");
+        let ran_on =
+            start(&ExecutorOptions::new(cpu), || async { usable_cpus() }).expect("it starts").join().expect("it ends");
+        assert_eq!(ran_on, vec![cpu]);
+    }
+
+    #[test]
+    fn a_processor_that_is_not_there_leaves_the_executor_unpinned() {
+        let ran_on = start(&ExecutorOptions::new(1_000), || async { usable_cpus() })
+            .expect("it starts")
+            .join()
+            .expect("it ends");
+        assert_eq!(ran_on, usable_cpus());
+    }
+
+    #[test]
+    fn the_kernels_list_format_is_understood() {
+        assert_eq!(parse_cpu_list("0-2,5,7-7"), Some(vec![0, 1, 2, 5, 7]));
+        assert_eq!(parse_cpu_list(""), None);
+        assert_eq!(parse_cpu_list("a-b"), None);
+    }
+}
