@@ -1,5 +1,6 @@
 //! What names a block: volume and key; its identity (keyed hash) inside one node; its shard (public hash).
 
+use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;
 
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -33,6 +34,29 @@ impl BlockKey {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Identity(pub u128);
 
+/// A map by identity. An identity is a keyed hash already, so its low half is its hash.
+pub type IdentityMap<T> = hashbrown::HashMap<Identity, T, BuildHasherDefault<IdentityHasher>>;
+/// A set of identities.
+pub type IdentitySet = hashbrown::HashSet<Identity, BuildHasherDefault<IdentityHasher>>;
+
+/// Takes the low half of an identity for its hash.
+#[derive(Default)]
+pub struct IdentityHasher(u64);
+
+impl Hasher for IdentityHasher {
+    fn write_u128(&mut self, identity: u128) {
+        self.0 = identity as u64;
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only identities are hashed");
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
+
 /// The secret of a node's identities.
 #[derive(Clone, Copy)]
 pub struct IdentityKey(pub [u8; 16]);
@@ -43,9 +67,9 @@ impl IdentityKey {
     pub fn identity(&self, key: &BlockKey) -> Identity {
         let mut hasher = SipHasher13::new_with_key(&self.0);
         // A volume name has no NUL, so the pair is unambiguous.
-        std::hash::Hasher::write(&mut hasher, key.volume.as_bytes());
-        std::hash::Hasher::write(&mut hasher, &[0]);
-        std::hash::Hasher::write(&mut hasher, key.key.as_bytes());
+        Hasher::write(&mut hasher, key.volume.as_bytes());
+        Hasher::write(&mut hasher, &[0]);
+        Hasher::write(&mut hasher, key.key.as_bytes());
         Identity(hasher.finish128().as_u128())
     }
 }
@@ -59,10 +83,10 @@ pub const SHARD_SEED: u64 = 0x666f_7265_6261_7901;
 pub fn shard_of(key: &BlockKey, shard_count: u16) -> u16 {
     assert!(shard_count > 0, "a node has at least one shard");
     let mut hasher = twox_hash::xxhash3_64::Hasher::with_seed(SHARD_SEED);
-    std::hash::Hasher::write(&mut hasher, key.volume.as_bytes());
-    std::hash::Hasher::write(&mut hasher, &[0]);
-    std::hash::Hasher::write(&mut hasher, key.key.as_bytes());
-    let hash = std::hash::Hasher::finish(&hasher);
+    Hasher::write(&mut hasher, key.volume.as_bytes());
+    Hasher::write(&mut hasher, &[0]);
+    Hasher::write(&mut hasher, key.key.as_bytes());
+    let hash = Hasher::finish(&hasher);
     let shard = (u128::from(hash) * u128::from(shard_count)) >> 64;
     u16::try_from(shard).expect("the product's high half is below the count")
 }

@@ -4,10 +4,22 @@
 //! real thing runs in the simulator. It names no socket, lock, wall clock or executor. The verbs have a file each:
 //! `get`, `put`, `remove`, `fill`, `flush`; what they stand on is [`store`], the durable log of one disk.
 
+mod budget;
+mod check;
 pub mod config;
+pub mod dirty;
 pub mod error;
+pub mod fill;
+pub mod flush;
+mod get;
 pub mod key;
+mod keylock;
+mod memory;
 pub mod origin;
 pub mod outcome;
+mod put;
 pub mod read;
+mod remove;
+pub mod shard;
+pub mod stats;
 pub mod store;

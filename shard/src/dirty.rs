@@ -1,0 +1,586 @@
+//! Everything the origin has not confirmed yet: a queue in order of age per volume, with backoff, outages and the two
+//! ways in which a record leaves the queue without being flushed (a conflict at the origin, lost to rot).
+//!
+//! Filled by `put`, `remove` and recovery, emptied by `flush`. Upholds I10 (each record holds a reservation of the
+//! dirty budget) and the flusher's order: oldest first, never two flushes of a key at once, one probe at a time while
+//! a volume's origin is unreachable.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+
+use event_listener::{Event, EventListener};
+use forebay_io::Nanos;
+
+use crate::budget::{Budget, Reservation};
+use crate::key::{BlockKey, Generation, Identity, IdentityMap};
+use crate::store::{DirtyKind, DirtyRecord};
+
+/// What a dirty record costs beside its content: key, record, queue slots. Bounds the number of tombstones.
+pub(crate) const RECORD_BYTES: u64 = 512;
+
+/// The bytes a dirty record takes from the budget.
+pub(crate) fn charge_bytes(kind: &DirtyKind) -> u64 {
+    match kind {
+        DirtyKind::Block { len_bytes, .. } => u64::from(*len_bytes) + RECORD_BYTES,
+        DirtyKind::Tombstone => RECORD_BYTES,
+    }
+}
+
+/// All dirty records of a shard.
+pub(crate) struct DirtyQueue {
+    budget: Rc<Budget>,
+    queues: RefCell<Queues>,
+    changed: Event,
+}
+
+#[derive(Default)]
+struct Queues {
+    entries: IdentityMap<Entry>,
+    volumes: BTreeMap<Arc<str>, VolumeQueue>,
+}
+
+struct Entry {
+    record: Rc<DirtyRecord>,
+    reservation: Reservation,
+    standing: Standing,
+    /// The generation that a flush has in hand; after a superseding put or delete not the record's.
+    flushing: Option<Generation>,
+    /// Failed flushes in a row.
+    failures: u32,
+    /// The delete that this put superseded has been sent.
+    delete_sent: bool,
+}
+
+/// Where a record stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Standing {
+    /// Waits for its turn or is being flushed.
+    Queued,
+    /// Failed; not before this instant.
+    Backoff(Nanos),
+    /// The origin has other bytes under this key: kept here, served from here, not tried again until restart.
+    Conflict,
+    /// The bytes rotted before the origin had them: kept, never uploaded, never served.
+    Lost,
+}
+
+#[derive(Default)]
+struct VolumeQueue {
+    /// By age, then generation.
+    ready: BTreeSet<(u64, Generation, Identity)>,
+    /// By the instant of the next try.
+    backoff: BTreeSet<(Nanos, Generation, Identity)>,
+    flushing_count: usize,
+    outage: Option<Outage>,
+}
+
+/// A volume's origin can't be reached.
+struct Outage {
+    probes_failed: u32,
+    next_probe: Nanos,
+}
+
+/// What the flusher does next.
+pub(crate) enum Next {
+    /// Flush this record, then call [`DirtyQueue::finished`].
+    Flush(Rc<DirtyRecord>),
+    /// Nothing before this instant.
+    At(Nanos),
+    /// Nothing until the queue changes.
+    Idle,
+}
+
+/// How a flush ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Finished {
+    /// The origin confirmed it.
+    Done,
+    /// As [`Standing::Conflict`].
+    Conflict,
+    /// As [`Standing::Lost`].
+    Lost,
+    /// Try again at this instant.
+    Retry(Nanos),
+    /// A newer record took its place before anything was sent.
+    Superseded,
+}
+
+/// Totals of the queue.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(crate) struct DirtyTotals {
+    pub(crate) records: u64,
+    pub(crate) conflicts: u64,
+    pub(crate) lost: u64,
+    pub(crate) flushing: u64,
+    pub(crate) oldest_since_unix_ms: Option<u64>,
+}
+
+/// One dirty record, for lists. Plain data.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirtyItem {
+    /// Its name.
+    pub key: BlockKey,
+    /// A block or a tombstone.
+    pub kind: DirtyKind,
+    /// Milliseconds since 1970.
+    pub since_unix_ms: u64,
+    /// Where it stands.
+    pub standing: Standing,
+}
+
+impl DirtyQueue {
+    pub(crate) fn new(max_bytes: u64) -> DirtyQueue {
+        DirtyQueue { budget: Budget::new(max_bytes), queues: RefCell::default(), changed: Event::new() }
+    }
+
+    /// Takes room for a record to come, or nothing if the budget is full.
+    pub(crate) fn reserve(&self, kind: &DirtyKind) -> Option<Reservation> {
+        self.budget.reserve(charge_bytes(kind))
+    }
+
+    pub(crate) fn budget(&self) -> &Rc<Budget> {
+        &self.budget
+    }
+
+    /// Takes over what recovery found, whatever the budget says now.
+    pub(crate) fn adopt(&self, record: Rc<DirtyRecord>) {
+        let reservation = self.budget.adopt(charge_bytes(&record.kind));
+        self.insert(record, reservation);
+    }
+
+    /// Queues a record that is durable and published. It takes the place of an older one of the same key; a flush that
+    /// has the older one in hand ends first.
+    pub(crate) fn insert(&self, record: Rc<DirtyRecord>, reservation: Reservation) {
+        assert_eq!(reservation.bytes(), charge_bytes(&record.kind), "I10: a dirty record is paid for");
+        {
+            let queues = &mut *self.queues.borrow_mut();
+            let identity = record.identity;
+            let volume = queues.volumes.entry(Arc::clone(&record.key.volume)).or_default();
+            let mut flushing = None;
+            if let Some(older) = queues.entries.remove(&identity) {
+                assert!(older.record.generation < record.generation, "generations of a key only grow");
+                volume.dequeue(&older);
+                flushing = older.flushing;
+            }
+            let entry =
+                Entry { record, reservation, standing: Standing::Queued, flushing, failures: 0, delete_sent: false };
+            if entry.flushing.is_none() {
+                volume.ready.insert(age_of(&entry.record));
+            }
+            queues.entries.insert(identity, entry);
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Queues a durable tombstone. Where it supersedes a dirty record it takes over that one's room and needs none of
+    /// its own.
+    pub(crate) fn insert_tombstone(&self, record: Rc<DirtyRecord>, reservation: Option<Reservation>) {
+        let mut reservation = reservation.or_else(|| self.take_reservation(record.identity));
+        // What was to be superseded may have been flushed meanwhile; a tombstone's few bytes are then owed.
+        let mut reservation = reservation.take().unwrap_or_else(|| self.budget.adopt(charge_bytes(&record.kind)));
+        reservation.shrink_to(charge_bytes(&record.kind));
+        self.insert(record, reservation);
+    }
+
+    fn take_reservation(&self, identity: Identity) -> Option<Reservation> {
+        let mut queues = self.queues.borrow_mut();
+        let entry = queues.entries.get_mut(&identity)?;
+        Some(std::mem::replace(&mut entry.reservation, self.budget.adopt(0)))
+    }
+
+    /// The current dirty record of a key.
+    pub(crate) fn record(&self, identity: Identity) -> Option<Rc<DirtyRecord>> {
+        self.queues.borrow().entries.get(&identity).map(|entry| Rc::clone(&entry.record))
+    }
+
+    /// Where the current dirty record of a key stands.
+    pub(crate) fn standing(&self, identity: Identity) -> Option<Standing> {
+        self.queues.borrow().entries.get(&identity).map(|entry| entry.standing)
+    }
+
+    /// Whether `generation` is what is dirty under `identity`.
+    pub(crate) fn is_current(&self, identity: Identity, generation: Generation) -> bool {
+        self.queues.borrow().entries.get(&identity).is_some_and(|entry| entry.record.generation == generation)
+    }
+
+    /// The oldest record that may be flushed now. Volumes take turns by the age of their oldest.
+    pub(crate) fn next(&self, now: Nanos) -> Next {
+        let queues = &mut *self.queues.borrow_mut();
+        queues.wake_backoff(now);
+        let oldest = queues
+            .volumes
+            .values()
+            .filter(|volume| volume.may_flush(now))
+            .filter_map(|volume| volume.ready.first().copied())
+            .min();
+        if let Some(age) = oldest {
+            let entry = queues.entries.get_mut(&age.2).expect("a queued identity has its entry");
+            assert!(entry.flushing.is_none(), "never two flushes of a key at once");
+            entry.flushing = Some(entry.record.generation);
+            let volume = queues.volumes.get_mut(&entry.record.key.volume).expect("a record's volume has its queue");
+            volume.ready.remove(&age);
+            volume.flushing_count += 1;
+            return Next::Flush(Rc::clone(&entry.record));
+        }
+        match queues.volumes.values().filter_map(VolumeQueue::next_event).min() {
+            Some(at) => Next::At(at),
+            None => Next::Idle,
+        }
+    }
+
+    /// Ends the flush that [`DirtyQueue::next`] began.
+    pub(crate) fn finished(&self, record: &DirtyRecord, end: Finished) {
+        {
+            let queues = &mut *self.queues.borrow_mut();
+            let volume = queues.volumes.get_mut(&record.key.volume).expect("a record's volume has its queue");
+            volume.flushing_count -= 1;
+            if let Some(entry) = queues.entries.get_mut(&record.identity)
+                && entry.flushing == Some(record.generation)
+            {
+                entry.flushing = None;
+                let settled = matches!(entry.standing, Standing::Conflict | Standing::Lost);
+                if settled {
+                    // A synchronous store met the conflict while this flush waited for the key's lane.
+                } else if entry.record.generation == record.generation {
+                    match end {
+                        Finished::Done => drop(queues.entries.remove(&record.identity)),
+                        Finished::Conflict => entry.standing = Standing::Conflict,
+                        Finished::Lost => entry.standing = Standing::Lost,
+                        Finished::Retry(at) => {
+                            entry.failures += 1;
+                            entry.standing = Standing::Backoff(at);
+                            volume.backoff.insert((at, record.generation, record.identity));
+                        }
+                        Finished::Superseded => drop(volume.ready.insert(age_of(&entry.record))),
+                    }
+                } else {
+                    volume.ready.insert(age_of(&entry.record));
+                }
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Settles a record outside of the flusher (under the key's origin lane): confirmed by a synchronous store, found
+    /// in conflict or lost. Nothing happens if it is not current any more.
+    pub(crate) fn settle(&self, identity: Identity, generation: Generation, end: Finished) {
+        {
+            let queues = &mut *self.queues.borrow_mut();
+            let Some(entry) = queues.entries.get_mut(&identity) else { return };
+            if entry.record.generation != generation {
+                return;
+            }
+            let volume = queues.volumes.get_mut(&entry.record.key.volume).expect("a record's volume has its queue");
+            volume.dequeue(entry);
+            match end {
+                Finished::Done => drop(queues.entries.remove(&identity)),
+                Finished::Conflict => entry.standing = Standing::Conflict,
+                Finished::Lost => entry.standing = Standing::Lost,
+                Finished::Retry(_) | Finished::Superseded => unreachable!("only a flush is tried again"),
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Failed flushes in a row of this record.
+    pub(crate) fn failures(&self, identity: Identity) -> u32 {
+        self.queues.borrow().entries.get(&identity).map_or(0, |entry| entry.failures)
+    }
+
+    /// Whether the delete that goes before this record's store has been sent.
+    pub(crate) fn delete_was_sent(&self, identity: Identity, generation: Generation) -> bool {
+        let queues = self.queues.borrow();
+        queues.entries.get(&identity).is_some_and(|entry| entry.record.generation == generation && entry.delete_sent)
+    }
+
+    /// The delete that goes before this record's store has been sent.
+    pub(crate) fn mark_delete_sent(&self, identity: Identity, generation: Generation) {
+        if let Some(entry) = self.queues.borrow_mut().entries.get_mut(&identity)
+            && entry.record.generation == generation
+        {
+            entry.delete_sent = true;
+        }
+    }
+
+    /// Flushes in progress.
+    pub(crate) fn flushing_count(&self) -> usize {
+        self.queues.borrow().volumes.values().map(|volume| volume.flushing_count).sum()
+    }
+
+    /// Failed probes in a row of a volume in an outage.
+    pub(crate) fn probes_failed(&self, volume: &str) -> u32 {
+        let queues = self.queues.borrow();
+        queues.volumes.get(volume).and_then(|volume| volume.outage.as_ref()).map_or(0, |outage| outage.probes_failed)
+    }
+
+    /// The volume's origin did not answer: from now on one probe at a time.
+    pub(crate) fn unreachable(&self, volume: &str, next_probe: Nanos) {
+        let mut queues = self.queues.borrow_mut();
+        let Some(volume) = queues.volumes.get_mut(volume) else { return };
+        let probes_failed = volume.outage.as_ref().map_or(0, |outage| outage.probes_failed);
+        volume.outage = Some(Outage { probes_failed: probes_failed + 1, next_probe });
+    }
+
+    /// The volume's origin answered: what waited because of the outage is tried at once.
+    pub(crate) fn reachable(&self, volume: &str) {
+        let was_out = {
+            let queues = &mut *self.queues.borrow_mut();
+            let Some(volume) = queues.volumes.get_mut(volume) else { return };
+            let was_out = volume.outage.take().is_some();
+            if was_out {
+                volume.retry_all(&mut queues.entries);
+            }
+            was_out
+        };
+        if was_out {
+            self.changed.notify(usize::MAX);
+        }
+    }
+
+    /// Tries everything now, whatever its backoff: a drain has begun.
+    pub(crate) fn hurry(&self) {
+        {
+            let queues = &mut *self.queues.borrow_mut();
+            for volume in queues.volumes.values_mut() {
+                volume.outage = None;
+                volume.retry_all(&mut queues.entries);
+            }
+        }
+        self.changed.notify(usize::MAX);
+    }
+
+    /// Whether something is left that a flush could settle.
+    pub(crate) fn has_work(&self) -> bool {
+        let queues = self.queues.borrow();
+        queues.volumes.values().any(|v| !v.ready.is_empty() || !v.backoff.is_empty() || v.flushing_count > 0)
+    }
+
+    /// Resolves at the next change of the queue.
+    pub(crate) fn listen(&self) -> EventListener {
+        self.changed.listen()
+    }
+
+    /// Wakes whoever listens.
+    pub(crate) fn notify(&self) {
+        self.changed.notify(usize::MAX);
+    }
+
+    pub(crate) fn totals(&self) -> DirtyTotals {
+        let queues = self.queues.borrow();
+        let mut totals = DirtyTotals { records: queues.entries.len() as u64, ..DirtyTotals::default() };
+        for entry in queues.entries.values() {
+            totals.conflicts += u64::from(entry.standing == Standing::Conflict);
+            totals.lost += u64::from(entry.standing == Standing::Lost);
+            totals.flushing += u64::from(entry.flushing.is_some());
+            let oldest = totals.oldest_since_unix_ms.get_or_insert(entry.record.since_unix_ms);
+            *oldest = (*oldest).min(entry.record.since_unix_ms);
+        }
+        totals
+    }
+
+    /// Up to `max` records, oldest first.
+    pub(crate) fn list(&self, max: usize) -> Vec<DirtyItem> {
+        let queues = self.queues.borrow();
+        let mut entries: Vec<&Entry> = queues.entries.values().collect();
+        entries.sort_unstable_by_key(|entry| age_of(&entry.record));
+        entries.iter().take(max).map(|entry| entry.item()).collect()
+    }
+
+    /// Every dirty record; for `check`.
+    pub(crate) fn records(&self) -> Vec<Rc<DirtyRecord>> {
+        self.queues.borrow().entries.values().map(|entry| Rc::clone(&entry.record)).collect()
+    }
+
+    /// I10, and that the queues and the entries agree.
+    pub(crate) fn check(&self) {
+        self.budget.check();
+        let queues = self.queues.borrow();
+        let held: u64 = queues.entries.values().map(|entry| entry.reservation.bytes()).sum();
+        assert!(held <= self.budget.used_bytes(), "I10: every dirty record is paid for");
+        for (identity, entry) in &queues.entries {
+            let volume = &queues.volumes[&entry.record.key.volume];
+            assert_eq!(*identity, entry.record.identity);
+            let ready = volume.ready.contains(&age_of(&entry.record));
+            let waits = match entry.standing {
+                Standing::Backoff(at) => volume.backoff.contains(&(at, entry.record.generation, *identity)),
+                _ => false,
+            };
+            let places = usize::from(ready) + usize::from(waits) + usize::from(entry.flushing.is_some());
+            let settled = matches!(entry.standing, Standing::Conflict | Standing::Lost);
+            assert!(places == 1 || settled && places == 0, "a dirty record is in one place: {:?}", entry.standing);
+        }
+    }
+}
+
+impl Entry {
+    fn item(&self) -> DirtyItem {
+        DirtyItem {
+            key: self.record.key.clone(),
+            kind: self.record.kind,
+            since_unix_ms: self.record.since_unix_ms,
+            standing: self.standing,
+        }
+    }
+}
+
+impl Queues {
+    /// Moves what has waited long enough to its place by age.
+    fn wake_backoff(&mut self, now: Nanos) {
+        for volume in self.volumes.values_mut() {
+            while let Some(&(at, _, identity)) = volume.backoff.first().filter(|(at, ..)| *at <= now) {
+                let entry = self.entries.get_mut(&identity).expect("a queued identity has its entry");
+                assert_eq!(entry.standing, Standing::Backoff(at));
+                volume.make_ready(entry);
+            }
+        }
+    }
+}
+
+impl VolumeQueue {
+    fn may_flush(&self, now: Nanos) -> bool {
+        self.outage.as_ref().is_none_or(|outage| self.flushing_count == 0 && outage.next_probe <= now)
+    }
+
+    /// When time alone will give the flusher something to do.
+    fn next_event(&self) -> Option<Nanos> {
+        let backoff = self.backoff.first().map(|(at, ..)| *at);
+        match &self.outage {
+            None => backoff,
+            // The end of the flush in progress wakes the flusher.
+            Some(_) if self.flushing_count > 0 => None,
+            Some(outage) if !self.ready.is_empty() => Some(outage.next_probe),
+            Some(outage) => backoff.map(|at| at.max(outage.next_probe)),
+        }
+    }
+
+    fn make_ready(&mut self, entry: &mut Entry) {
+        self.dequeue(entry);
+        entry.standing = Standing::Queued;
+        self.ready.insert(age_of(&entry.record));
+    }
+
+    fn retry_all(&mut self, entries: &mut IdentityMap<Entry>) {
+        while let Some(&(_, _, identity)) = self.backoff.first() {
+            self.make_ready(entries.get_mut(&identity).expect("a queued identity has its entry"));
+        }
+    }
+
+    fn dequeue(&mut self, entry: &Entry) {
+        self.ready.remove(&age_of(&entry.record));
+        if let Standing::Backoff(at) = entry.standing {
+            self.backoff.remove(&(at, entry.record.generation, entry.record.identity));
+        }
+    }
+}
+
+fn age_of(record: &DirtyRecord) -> (u64, Generation, Identity) {
+    (record.since_unix_ms, record.generation, record.identity)
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use forebay_io::checksum::Digest;
+
+    use super::*;
+    use crate::store::BeforeStore;
+
+    fn record(volume: &str, name: u128, generation: u64, since_unix_ms: u64) -> Rc<DirtyRecord> {
+        let kind = DirtyKind::Block { len_bytes: 100, digest: Digest(name), before: BeforeStore::Nothing };
+        let key = BlockKey::new(volume.into(), format!("k{name}"));
+        Rc::new(DirtyRecord { key, identity: Identity(name), generation: Generation(generation), kind, since_unix_ms })
+    }
+
+    fn insert(queue: &DirtyQueue, record: &Rc<DirtyRecord>) {
+        queue.insert(Rc::clone(record), queue.reserve(&record.kind).unwrap());
+        queue.check();
+    }
+
+    fn flush(queue: &DirtyQueue, now: u64) -> Option<Rc<DirtyRecord>> {
+        match queue.next(Nanos(now)) {
+            Next::Flush(record) => Some(record),
+            Next::At(_) | Next::Idle => None,
+        }
+    }
+
+    #[test]
+    fn the_oldest_goes_first_across_volumes_and_failures_wait() {
+        let queue = DirtyQueue::new(1 << 20);
+        for (volume, name, since) in [("a", 1, 30), ("b", 2, 10), ("a", 3, 20)] {
+            insert(&queue, &record(volume, name, name as u64, since));
+        }
+        let first = flush(&queue, 0).unwrap();
+        assert_eq!(first.identity, Identity(2));
+        queue.finished(&first, Finished::Retry(Nanos(1_000)));
+        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(3));
+        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(1));
+        assert!(matches!(queue.next(Nanos(0)), Next::At(Nanos(1_000))));
+        assert_eq!(flush(&queue, 1_000).unwrap().identity, Identity(2));
+        queue.check();
+    }
+
+    #[test]
+    fn i9_a_superseded_flush_settles_nothing_and_the_newer_record_follows_it() {
+        let queue = DirtyQueue::new(1 << 20);
+        let (old, new) = (record("a", 1, 1, 10), record("a", 1, 2, 20));
+        insert(&queue, &old);
+        let in_hand = flush(&queue, 0).unwrap();
+        insert(&queue, &new);
+        assert!(flush(&queue, 0).is_none(), "never two flushes of a key at once");
+        queue.finished(&in_hand, Finished::Done);
+        queue.check();
+        assert_eq!(flush(&queue, 0).unwrap().generation, Generation(2));
+        queue.finished(&new, Finished::Done);
+        assert_eq!((queue.budget().used_bytes(), queue.has_work()), (0, false));
+    }
+
+    #[test]
+    fn an_outage_lets_one_probe_through_at_a_time_and_its_end_lets_all() {
+        let queue = DirtyQueue::new(1 << 20);
+        (1..=5).for_each(|name| insert(&queue, &record("a", name, name as u64, name as u64)));
+        insert(&queue, &record("b", 9, 9, 9));
+        let probe = flush(&queue, 0).unwrap();
+        queue.unreachable("a", Nanos(500));
+        queue.finished(&probe, Finished::Retry(Nanos(900)));
+        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(9), "another volume goes on");
+        assert!(matches!(queue.next(Nanos(0)), Next::At(Nanos(500))));
+        let probe = flush(&queue, 500).unwrap();
+        assert_eq!(probe.identity, Identity(2), "probes take turns");
+        assert!(matches!(queue.next(Nanos(500)), Next::Idle));
+        queue.reachable("a");
+        queue.finished(&probe, Finished::Done);
+        let rest: Vec<u128> = std::iter::from_fn(|| flush(&queue, 500)).map(|record| record.identity.0).collect();
+        assert_eq!(rest, [1, 3, 4, 5]);
+        queue.check();
+    }
+
+    #[test]
+    fn conflicts_are_kept_and_block_nothing() {
+        let queue = DirtyQueue::new(1 << 20);
+        insert(&queue, &record("a", 1, 1, 1));
+        insert(&queue, &record("a", 2, 2, 2));
+        let first = flush(&queue, 0).unwrap();
+        queue.finished(&first, Finished::Conflict);
+        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(2));
+        assert_eq!(
+            queue.totals(),
+            DirtyTotals { records: 2, conflicts: 1, lost: 0, flushing: 1, oldest_since_unix_ms: Some(1) }
+        );
+        assert_eq!(queue.list(9)[0].standing, Standing::Conflict);
+        queue.check();
+    }
+
+    #[test]
+    fn i10_a_delete_takes_over_the_room_of_what_it_deletes() {
+        let queue = DirtyQueue::new(100 + RECORD_BYTES);
+        let block = record("a", 1, 1, 1);
+        insert(&queue, &block);
+        assert!(queue.reserve(&DirtyKind::Tombstone).is_none());
+        let tombstone = DirtyRecord { kind: DirtyKind::Tombstone, generation: Generation(2), ..(*block).clone() };
+        queue.insert_tombstone(Rc::new(tombstone), None);
+        queue.check();
+        assert_eq!(queue.budget().used_bytes(), RECORD_BYTES);
+    }
+}

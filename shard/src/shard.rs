@@ -1,0 +1,228 @@
+//! Owns everything of one shard and opens and closes it. The public verbs are in the files of their names (`get`, `put`,
+//! `remove`, `fill`, `flush`); no algorithm is here.
+//!
+//! Called by `src/proxy`: one executor holds each shard, so nothing here is `Send` (I12). Verbs take `&self` and may run
+//! side by side; those that change a key take turns by its lock and, once begun, run to their end even when the caller
+//! goes away, so that no half-made change is left behind.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::Duration;
+
+use event_listener::Event;
+use forebay_io::{Disk, Runtime};
+use futures::channel::oneshot;
+
+use crate::config::{Geometry, ShardConfig, VolumeConfig};
+use crate::dirty::DirtyQueue;
+use crate::error::StoreError;
+use crate::fill::{ChangeGuard, FillTable};
+use crate::key::{BlockKey, Identity, IdentitySet};
+use crate::keylock::KeyLocks;
+use crate::memory::MemoryTier;
+use crate::origin::Origin;
+use crate::outcome::{Declined, DeclinedReason};
+use crate::stats::Counters;
+use crate::store::{DirtyKind, NodeIdentity, RejectedCounts, Store, StoreConfig};
+
+/// One core's part of the block keyspace. Cheap to clone; all clones are one shard.
+pub struct Shard<D: Disk, O: Origin, R: Runtime> {
+    pub(crate) inner: Rc<Inner<D, O, R>>,
+}
+
+pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
+    pub(crate) store: Store<D, R>,
+    pub(crate) origin: O,
+    pub(crate) runtime: R,
+    pub(crate) config: ShardConfig,
+    pub(crate) memory: RefCell<MemoryTier>,
+    pub(crate) fills: FillTable,
+    pub(crate) dirty: DirtyQueue,
+    /// Order the verbs of a key.
+    pub(crate) locks: KeyLocks,
+    /// Order what is sent to the origin for a key. Taken after the key's lock, never before.
+    pub(crate) lanes: KeyLocks,
+    pub(crate) counters: Counters,
+    pub(crate) recovery: RecoveryReport,
+    /// Keys with a dirty record that failed to become durable but may turn up after a restart: whatever else were
+    /// acknowledged for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault.
+    pub(crate) in_doubt: RefCell<IdentitySet>,
+    pub(crate) stopping: Cell<bool>,
+    volumes: BTreeMap<Arc<str>, VolumeConfig>,
+    /// Changes and background appends that have begun and not ended.
+    running: Cell<usize>,
+    ended: Event,
+}
+
+/// What recovery found. Sizes are bytes.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct RecoveryReport {
+    /// Entries in the index, tombstones included.
+    pub entries: u64,
+    /// Blocks the origin has not confirmed.
+    pub dirty_blocks: u64,
+    /// Their content.
+    pub dirty_bytes: u64,
+    /// Deletes the origin has not confirmed.
+    pub tombstones: u64,
+    /// What was not taken, by reason.
+    pub rejected: RejectedCounts,
+}
+
+impl<D: Disk, O: Origin, R: Runtime> Clone for Shard<D, O, R> {
+    fn clone(&self) -> Self {
+        Shard { inner: Rc::clone(&self.inner) }
+    }
+}
+
+impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
+    /// Makes the files of an empty shard.
+    ///
+    /// # Errors
+    /// As [`Store::format`]: what is there is never overwritten.
+    pub async fn format(disk: &D, geometry: Geometry, node: &NodeIdentity) -> Result<(), StoreError> {
+        Store::<D, R>::format(disk, geometry, node).await
+    }
+
+    /// Recovers the shard from its disk and starts its flusher. Dirty blocks are known when this returns.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub async fn open(
+        disk: D,
+        origin: O,
+        runtime: R,
+        node: NodeIdentity,
+        config: ShardConfig,
+    ) -> Result<(Shard<D, O, R>, RecoveryReport), StoreError> {
+        assert_eq!(node.shard, config.shard, "the configuration is this shard's");
+        assert!(config.flush_parallelism > 0 && config.fills_max > 0, "limits were validated at the edge");
+        let store_config = StoreConfig { node, sync: config.sync, commit_delay: config.commit_delay };
+        let (store, recovered) = Store::open(disk, runtime.clone(), store_config).await?;
+        let dirty = DirtyQueue::new(config.dirty_bytes_max);
+        let mut recovery =
+            RecoveryReport { entries: recovered.entries, rejected: recovered.rejected, ..RecoveryReport::default() };
+        for record in recovered.dirty {
+            match record.kind {
+                DirtyKind::Block { len_bytes, .. } => {
+                    recovery.dirty_blocks += 1;
+                    recovery.dirty_bytes += u64::from(len_bytes);
+                }
+                DirtyKind::Tombstone => recovery.tombstones += 1,
+            }
+            dirty.adopt(record);
+        }
+        let volumes = config.volumes.iter().map(|volume| (Arc::clone(&volume.name), volume.clone())).collect();
+        let shard = Shard {
+            inner: Rc::new(Inner {
+                store,
+                origin,
+                runtime,
+                memory: RefCell::new(MemoryTier::new(config.memory_tier_bytes)),
+                fills: FillTable::new(config.fill_bytes_max, config.fills_max),
+                dirty,
+                locks: KeyLocks::default(),
+                lanes: KeyLocks::default(),
+                counters: Counters::default(),
+                recovery,
+                in_doubt: RefCell::default(),
+                stopping: Cell::new(false),
+                volumes,
+                running: Cell::new(0),
+                ended: Event::new(),
+                config,
+            }),
+        };
+        shard.spawn(shard.clone().flush_forever());
+        Ok((shard, recovery))
+    }
+
+    /// Takes no more changes, waits for those that have begun, commits, writes a checkpoint, stops the tasks. What is
+    /// dirty stays dirty and is flushed after the next start; call [`Shard::flush_all`] before to leave nothing.
+    pub async fn close(&self) {
+        self.inner.stopping.set(true);
+        self.inner.dirty.notify();
+        while self.inner.running.get() > 0 {
+            let ended = self.inner.ended.listen();
+            if self.inner.running.get() > 0 {
+                ended.await;
+            }
+        }
+        self.inner.store.close().await;
+    }
+
+    /// The identity of `key` on this node.
+    #[must_use]
+    pub fn identity(&self, key: &BlockKey) -> Identity {
+        self.inner.store.identity(key)
+    }
+
+    pub(crate) fn volume(&self, key: &BlockKey) -> Option<&VolumeConfig> {
+        self.inner.volumes.get(&key.volume)
+    }
+
+    /// Begins a change of a key: what the memory tier holds of it goes, its fills are not published (I6), until the
+    /// guard is dropped and once more then.
+    pub(crate) fn begin_change(&self, identity: Identity) -> ChangeGuard {
+        self.inner.memory.borrow_mut().remove(identity);
+        self.inner.fills.begin_change(identity)
+    }
+
+    /// Runs `work` to its end, whatever becomes of the caller. `None` if the executor stopped before.
+    pub(crate) async fn run_to_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Option<T> {
+        let (sender, receiver) = oneshot::channel();
+        self.spawn(async move {
+            // The caller may have gone away.
+            drop(sender.send(work.await));
+        });
+        receiver.await.ok()
+    }
+
+    /// Runs `task` on this core; [`Shard::close`] waits for it.
+    pub(crate) fn spawn(&self, task: impl Future<Output = ()> + 'static) {
+        let running = Running::begin(Rc::clone(&self.inner));
+        self.inner.runtime.spawn(async move {
+            let _running = running;
+            task.await;
+        });
+    }
+
+    pub(crate) fn decline(&self, reason: DeclinedReason) -> Declined {
+        self.inner.counters.declined(reason);
+        let retry_after = match reason {
+            DeclinedReason::QueueFull | DeclinedReason::FillsFull => Duration::from_secs(1),
+            DeclinedReason::DirtyFull | DeclinedReason::DiskFull | DeclinedReason::Stopping => Duration::from_secs(5),
+            DeclinedReason::DiskFault => Duration::from_secs(30),
+        };
+        Declined { reason, retry_after }
+    }
+
+    /// The reason for which a failed store operation declines its request.
+    pub(crate) fn decline_for(&self, error: &StoreError) -> Declined {
+        self.decline(match error {
+            StoreError::Full => DeclinedReason::DiskFull,
+            StoreError::Closing => DeclinedReason::Stopping,
+            StoreError::Disk(_) | StoreError::Failed | StoreError::Foreign { .. } => DeclinedReason::DiskFault,
+        })
+    }
+}
+
+/// Counts one running task.
+struct Running<D: Disk, O: Origin, R: Runtime>(Rc<Inner<D, O, R>>);
+
+impl<D: Disk, O: Origin, R: Runtime> Running<D, O, R> {
+    fn begin(inner: Rc<Inner<D, O, R>>) -> Self {
+        inner.running.set(inner.running.get() + 1);
+        Running(inner)
+    }
+}
+
+impl<D: Disk, O: Origin, R: Runtime> Drop for Running<D, O, R> {
+    fn drop(&mut self) {
+        self.0.running.set(self.0.running.get() - 1);
+        self.0.ended.notify(usize::MAX);
+    }
+}

@@ -1,0 +1,268 @@
+//! What a shard counts, and the snapshot that status and metrics show.
+//!
+//! Counted by the verbs; read by `src/proxy` through [`Shard::stats`]. A snapshot is plain `Send` data, and snapshots of
+//! several shards add up.
+
+use std::cell::Cell;
+use std::collections::BTreeMap;
+
+use forebay_io::{Disk, Runtime};
+
+use crate::dirty::DirtyItem;
+use crate::origin::Origin;
+use crate::outcome::DeclinedReason;
+use crate::shard::{RecoveryReport, Shard};
+use crate::store::StoreStats;
+
+macro_rules! counters {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// Counts since the shard was opened.
+        #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+        pub struct Counts { $($(#[$doc])* pub $name: u64,)* }
+
+        impl Counts {
+            /// Adds the counts of another shard.
+            pub fn add(&mut self, other: &Counts) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// Every count with its name.
+            #[must_use]
+            pub fn named(&self) -> Vec<(&'static str, u64)> {
+                vec![$((stringify!($name), self.$name),)*]
+            }
+        }
+
+        #[derive(Default)]
+        pub(crate) struct Counters {
+            $(pub(crate) $name: Count,)*
+            declined: [Cell<u64>; REASONS.len()],
+        }
+
+        impl Counters {
+            fn counts(&self) -> Counts {
+                Counts { $($name: self.$name.0.get(),)* }
+            }
+        }
+    };
+}
+
+counters! {
+    /// GETs answered from the memory tier.
+    hits_memory,
+    /// GETs answered with a place on disk.
+    hits_disk,
+    /// GETs that began a fill.
+    misses,
+    /// GETs that joined a fill.
+    collapsed,
+    /// GETs and HEADs answered with "no such block".
+    absent,
+    /// HEADs, whoever knew.
+    heads,
+    /// Fills published.
+    fills_published,
+    /// Fills that a put, delete or purge overtook (I6).
+    fills_invalidated,
+    /// Fills that nobody waited for any more.
+    fills_abandoned,
+    /// Fills that the origin failed.
+    fills_failed,
+    /// Blocks that could not be kept on disk, though they were served or stored.
+    appends_failed,
+    /// Puts acknowledged, of new bytes.
+    puts_created,
+    /// Puts acknowledged, of bytes that were there.
+    puts_unchanged,
+    /// Puts of other bytes under a known key, or whose condition did not hold.
+    puts_refused,
+    /// Puts and deletes that failed at the origin.
+    changes_failed,
+    /// Deletes acknowledged.
+    deletes,
+    /// Purges that dropped what there was.
+    purges,
+    /// Flushes confirmed by the origin.
+    flushes,
+    /// Flushes that failed and wait for their next try.
+    flushes_failed,
+    /// Flushes that found other bytes at the origin.
+    conflicts,
+    /// Dirty blocks that rotted.
+    lost,
+    /// Clean blocks that rotted and were dropped.
+    rot,
+    /// Dirty blocks that rotted on disk and were written again from memory or by their client.
+    repaired,
+    /// Content bytes acknowledged.
+    bytes_put,
+    /// Content bytes that came from the origin.
+    bytes_fetched,
+    /// Content bytes sent to the origin by write-through.
+    bytes_stored,
+    /// Content bytes sent to the origin by the flusher.
+    bytes_flushed,
+    /// Content bytes answered from the memory tier.
+    bytes_hit_memory,
+    /// Content bytes located on disk.
+    bytes_hit_disk,
+}
+
+const REASONS: [DeclinedReason; 6] = [
+    DeclinedReason::DirtyFull,
+    DeclinedReason::DiskFull,
+    DeclinedReason::FillsFull,
+    DeclinedReason::DiskFault,
+    DeclinedReason::QueueFull,
+    DeclinedReason::Stopping,
+];
+
+/// One count of a [`Counters`].
+#[derive(Default)]
+pub(crate) struct Count(Cell<u64>);
+
+impl Count {
+    pub(crate) fn one(&self) {
+        self.add(1);
+    }
+
+    pub(crate) fn count(&self) -> u64 {
+        self.0.get()
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        self.0.set(self.0.get() + count);
+    }
+}
+
+impl Counters {
+    pub(crate) fn declined(&self, reason: DeclinedReason) {
+        let index = REASONS.iter().position(|known| *known == reason).expect("every reason is in the list");
+        self.declined[index].set(self.declined[index].get() + 1);
+    }
+}
+
+/// A shard at one moment. All sizes are bytes.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ShardStats {
+    /// Since it was opened.
+    pub counts: Counts,
+    /// Declined requests by reason.
+    pub declined: BTreeMap<DeclinedReason, u64>,
+    /// What dirty records take from their budget.
+    pub dirty_bytes: u64,
+    /// The dirty budget.
+    pub dirty_bytes_max: u64,
+    /// Dirty blocks and tombstones.
+    pub dirty_records: u64,
+    /// Since when the oldest is dirty: milliseconds since 1970.
+    pub dirty_oldest_unix_ms: Option<u64>,
+    /// Dirty blocks in conflict now.
+    pub conflicts_held: u64,
+    /// Dirty blocks lost and not dealt with.
+    pub lost_held: u64,
+    /// Flushes in progress.
+    pub flushing: u64,
+    /// What the memory tier takes.
+    pub memory_bytes: u64,
+    /// Blocks in the memory tier.
+    pub memory_blocks: u64,
+    /// What fills in progress take from their budget.
+    pub fill_bytes: u64,
+    /// Fills in progress.
+    pub fills: u64,
+    /// What recovery found.
+    pub recovery: RecoveryReport,
+    /// The store's own figures.
+    pub store: StoreStats,
+}
+
+impl ShardStats {
+    /// Adds another shard's figures.
+    pub fn add(&mut self, other: &ShardStats) {
+        self.counts.add(&other.counts);
+        for (reason, count) in &other.declined {
+            *self.declined.entry(*reason).or_default() += count;
+        }
+        self.dirty_bytes += other.dirty_bytes;
+        self.dirty_bytes_max += other.dirty_bytes_max;
+        self.dirty_records += other.dirty_records;
+        self.dirty_oldest_unix_ms = [self.dirty_oldest_unix_ms, other.dirty_oldest_unix_ms].into_iter().flatten().min();
+        self.conflicts_held += other.conflicts_held;
+        self.lost_held += other.lost_held;
+        self.flushing += other.flushing;
+        self.memory_bytes += other.memory_bytes;
+        self.memory_blocks += other.memory_blocks;
+        self.fill_bytes += other.fill_bytes;
+        self.fills += other.fills;
+        self.recovery.add(&other.recovery);
+        add_store(&mut self.store, &other.store);
+    }
+}
+
+impl RecoveryReport {
+    fn add(&mut self, other: &RecoveryReport) {
+        self.entries += other.entries;
+        self.dirty_blocks += other.dirty_blocks;
+        self.dirty_bytes += other.dirty_bytes;
+        self.tombstones += other.tombstones;
+        self.rejected.stale_epoch += other.rejected.stale_epoch;
+        self.rejected.torn_payload += other.rejected.torn_payload;
+        self.rejected.torn_frames += other.rejected.torn_frames;
+        self.rejected.malformed += other.rejected.malformed;
+        self.rejected.checkpoint_slots += other.rejected.checkpoint_slots;
+        self.rejected.superblocks += other.rejected.superblocks;
+    }
+}
+
+fn add_store(sum: &mut StoreStats, other: &StoreStats) {
+    sum.entries += other.entries;
+    sum.index_bytes += other.index_bytes;
+    sum.dirty_bytes += other.dirty_bytes;
+    sum.dirty_entries += other.dirty_entries;
+    sum.regions_free += other.regions_free;
+    sum.regions_sealed += other.regions_sealed;
+    sum.regions_quarantined += other.regions_quarantined;
+    sum.journal_used_bytes += other.journal_used_bytes;
+    sum.commits += other.commits;
+    sum.syncs += other.syncs;
+    sum.checkpoints += other.checkpoints;
+    sum.reclaimed += other.reclaimed;
+    sum.evicted += other.evicted;
+    sum.relocated += other.relocated;
+    sum.appended_bytes += other.appended_bytes;
+}
+
+impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
+    /// The shard's figures now.
+    #[must_use]
+    pub fn stats(&self) -> ShardStats {
+        let inner = &self.inner;
+        let totals = inner.dirty.totals();
+        let declined = REASONS.iter().zip(&inner.counters.declined);
+        let memory = inner.memory.borrow();
+        ShardStats {
+            counts: inner.counters.counts(),
+            declined: declined.map(|(reason, count)| (*reason, count.get())).collect(),
+            dirty_bytes: inner.dirty.budget().used_bytes(),
+            dirty_bytes_max: inner.dirty.budget().max_bytes(),
+            dirty_records: totals.records,
+            dirty_oldest_unix_ms: totals.oldest_since_unix_ms,
+            conflicts_held: totals.conflicts,
+            lost_held: totals.lost,
+            flushing: totals.flushing,
+            memory_bytes: memory.used_bytes(),
+            memory_blocks: memory.block_count() as u64,
+            fill_bytes: inner.fills.budget().used_bytes(),
+            fills: inner.fills.running_count() as u64,
+            recovery: inner.recovery,
+            store: inner.store.stats(),
+        }
+    }
+
+    /// Up to `max` dirty records, oldest first, with where each stands.
+    #[must_use]
+    pub fn dirty_items(&self, max: usize) -> Vec<DirtyItem> {
+        self.inner.dirty.list(max)
+    }
+}
