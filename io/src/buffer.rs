@@ -11,6 +11,7 @@ use std::rc::Rc;
 use bytes::Buf;
 
 use crate::arena::Room;
+use crate::ring::{RingRead, RingWrite};
 use crate::units::SECTOR_BYTES;
 
 /// Bytes read from a disk. Not `Send` (it may lie in this core's arena); cheap to clone and to slice. All clones and
@@ -30,7 +31,7 @@ impl ReadBuf {
     pub fn copy_of(bytes: &[u8]) -> ReadBuf {
         let mut heap = Heap::zeroed(bytes.len());
         heap.as_mut_slice().copy_from_slice(bytes);
-        ReadBuf::new(Memory::Heap(heap), None)
+        ReadBuf::new(Memory::Writable(Writable::Heap(heap)), None)
     }
 
     /// The bytes `range` of this view, sharing its memory.
@@ -85,8 +86,10 @@ impl fmt::Debug for ReadBuf {
 }
 
 /// An aligned buffer of whole sectors for one write, zeroed. Made by [`Disk::buffer`](crate::disk::Disk::buffer).
+/// Fields drop in this order: first the memory, then the room for it.
 pub struct WriteBuf {
-    held: Held,
+    memory: Writable,
+    room: Option<Room>,
 }
 
 impl WriteBuf {
@@ -98,18 +101,22 @@ impl WriteBuf {
     #[must_use]
     pub fn on_heap(len: usize) -> WriteBuf {
         assert_whole_sectors(len);
-        WriteBuf::new(Memory::Heap(Heap::zeroed(len)), None)
+        WriteBuf::new(Writable::Heap(Heap::zeroed(len)), None)
     }
 
     /// The same memory, from now on read-only and shareable.
     #[must_use]
     pub fn freeze(self) -> ReadBuf {
-        let end = self.len();
-        ReadBuf { held: Rc::new(self.held), start: 0, end }
+        ReadBuf::new(Memory::Writable(self.memory), self.room)
     }
 
-    pub(crate) fn new(memory: Memory, room: Option<Room>) -> WriteBuf {
-        WriteBuf { held: Held { memory, _room: room } }
+    pub(crate) fn new(memory: Writable, room: Option<Room>) -> WriteBuf {
+        WriteBuf { memory, room }
+    }
+
+    /// For who writes it: the room must outlive the memory.
+    pub(crate) fn into_parts(self) -> (Writable, Option<Room>) {
+        (self.memory, self.room)
     }
 }
 
@@ -117,13 +124,13 @@ impl Deref for WriteBuf {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        self.held.memory.as_slice()
+        self.memory.as_slice()
     }
 }
 
 impl DerefMut for WriteBuf {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.held.memory.as_mut_slice()
+        self.memory.as_mut_slice()
     }
 }
 
@@ -133,27 +140,45 @@ impl fmt::Debug for WriteBuf {
     }
 }
 
-/// Memory and its share of the arena. Fields drop in this order: first the memory, then the room for it.
+/// What views share: memory and its share of the arena. Fields drop in this order: first the memory, then the room for it.
 struct Held {
     memory: Memory,
     _room: Option<Room>,
 }
 
-/// Where the bytes of a buffer lie.
+/// Where the bytes of a [`ReadBuf`] lie.
 pub(crate) enum Memory {
-    Heap(Heap),
+    Writable(Writable),
+    RingRead(RingRead),
 }
 
 impl Memory {
     fn as_slice(&self) -> &[u8] {
         match self {
-            Memory::Heap(heap) => heap.as_slice(),
+            Memory::Writable(memory) => memory.as_slice(),
+            Memory::RingRead(read) => read.as_slice(),
+        }
+    }
+}
+
+/// Where the bytes of a [`WriteBuf`] lie.
+pub(crate) enum Writable {
+    Heap(Heap),
+    Ring(RingWrite),
+}
+
+impl Writable {
+    fn as_slice(&self) -> &[u8] {
+        match self {
+            Writable::Heap(heap) => heap.as_slice(),
+            Writable::Ring(memory) => memory.as_slice(),
         }
     }
 
     fn as_mut_slice(&mut self) -> &mut [u8] {
         match self {
-            Memory::Heap(heap) => heap.as_mut_slice(),
+            Writable::Heap(heap) => heap.as_mut_slice(),
+            Writable::Ring(memory) => memory.as_mut_slice(),
         }
     }
 }

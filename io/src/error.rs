@@ -46,7 +46,7 @@ pub enum IoError {
     /// The device or the kernel failed the operation.
     #[error("{verb} of {name} at {at}")]
     Device {
-        /** read, write, sync, open. */
+        /** read, write, sync, open, allocate. */
         verb: &'static str,
         /** File name. */
         name: String,

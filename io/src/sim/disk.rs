@@ -18,10 +18,13 @@ use rand::rngs::SmallRng;
 use super::World;
 use super::faults::{Faults, Fired, Latency, OneIn};
 use super::media::Media;
-use crate::buffer::{Heap, Memory, ReadBuf, WriteBuf};
+use crate::buffer::{Heap, Memory, ReadBuf, Writable, WriteBuf};
 use crate::disk::{Disk, DiskFile, OpenMode, assert_readable, assert_writable};
 use crate::error::IoError;
 use crate::units::SECTOR_BYTES;
+
+/// No file can be longer.
+const CAPACITY_BYTES: u64 = 1 << 40;
 
 /// The one disk of a [`SimWorld`](super::SimWorld), as one core has opened it.
 #[derive(Clone)]
@@ -114,7 +117,7 @@ impl SimDisk {
     fn create(&self, name: &str, bytes: u64) -> Result<(), IoError> {
         self.count_change();
         let mut platter = self.platter().borrow_mut();
-        if platter.strikes(name, |faults| faults.no_space, |fired| &mut fired.no_space) {
+        if bytes > CAPACITY_BYTES || platter.strikes(name, |faults| faults.no_space, |fired| &mut fired.no_space) {
             return Err(IoError::NoSpace { name: name.to_owned(), bytes });
         }
         let noise = platter.rng.random();
@@ -163,7 +166,7 @@ impl Disk for SimDisk {
     async fn buffer(&self, len: usize) -> WriteBuf {
         crate::buffer::assert_whole_sectors(len);
         let room = self.world.arena().room(len).await;
-        WriteBuf::new(Memory::Heap(Heap::zeroed(len)), Some(room))
+        WriteBuf::new(Writable::Heap(Heap::zeroed(len)), Some(room))
     }
 }
 
@@ -194,7 +197,7 @@ impl DiskFile for SimFile {
         }
         let mut heap = Heap::zeroed(len);
         platter.media(&self.name).read(at, heap.as_mut_slice());
-        Ok(ReadBuf::new(Memory::Heap(heap), Some(room)))
+        Ok(ReadBuf::new(Memory::Writable(Writable::Heap(heap)), Some(room)))
     }
 
     fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static {

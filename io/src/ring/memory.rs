@@ -1,0 +1,46 @@
+//! Memory of the ring's registered arena, as [`buffer`](crate::buffer) holds it. Made by `ring::file` and `ring` only;
+//! it hides glommio's buffer types from everything else.
+
+use std::rc::Rc;
+
+use glommio::io::{DmaBuffer, ReadResult};
+
+/// A buffer for a write. Shared only while the kernel has it.
+pub(crate) struct RingWrite(DmaBuffer);
+
+impl RingWrite {
+    /// `len` zeroed bytes of this executor's arena, or of the heap if it is full: the caller has taken room.
+    pub(super) fn zeroed(len: usize) -> RingWrite {
+        let mut buffer = glommio::allocate_dma_buffer(len);
+        buffer.as_bytes_mut().fill(0);
+        RingWrite(buffer)
+    }
+
+    pub(super) fn copy_of(bytes: &[u8]) -> RingWrite {
+        let mut buffer = glommio::allocate_dma_buffer(bytes.len());
+        buffer.as_bytes_mut().copy_from_slice(bytes);
+        RingWrite(buffer)
+    }
+
+    /// Handed to the kernel: from now on nobody writes to it.
+    pub(super) fn seal(self) -> Rc<DmaBuffer> {
+        Rc::new(self.0)
+    }
+
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+
+    pub(crate) fn as_mut_slice(&mut self) -> &mut [u8] {
+        self.0.as_bytes_mut()
+    }
+}
+
+/// What a read has filled.
+pub(crate) struct RingRead(pub(super) ReadResult);
+
+impl RingRead {
+    pub(crate) fn as_slice(&self) -> &[u8] {
+        &self.0
+    }
+}
