@@ -2,6 +2,8 @@
 //!
 //! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
 
+#[cfg(feature = "dev")]
+pub mod dev;
 pub mod null;
 pub mod proxy;
 pub mod token;
@@ -24,6 +26,9 @@ struct Cli {
 enum Command {
     /// Run a proxy node: serve volumes over HTTPS from local disk, in front of an object store.
     Proxy(proxy::ProxyArgs),
+    /// Run an S3 server (or take an existing bucket) and proxies in front of it, on this machine, to try things out.
+    #[cfg(feature = "dev")]
+    Dev(dev::DevArgs),
     /// Make signing keys and access tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -38,6 +43,8 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Proxy(args) => proxy::run(args),
+        #[cfg(feature = "dev")]
+        Command::Dev(args) => dev::run(args),
         Command::Token(command) => token::run(command),
         Command::ProxyNull(args) => null::run(args),
     };

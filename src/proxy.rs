@@ -12,6 +12,7 @@ pub mod framing;
 pub mod heartbeat;
 pub mod listener;
 pub mod null;
+pub mod parent;
 pub mod preflight;
 pub mod socket;
 pub mod stream;

@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::checked::{Log, LogFormat};
 use crate::config::units::Size;
 use crate::config::{self, Overrides};
+use crate::proxy::parent::follow_parent;
 
 /// Flags go before the environment (`FOREBAY_…`), that before the file, that before defaults.
 #[derive(Debug, Args)]
@@ -46,6 +47,7 @@ pub struct ProxyArgs {
 /// # Errors
 /// A [`config::ConfigError`] for the configuration, anything else for what failed later.
 pub fn run(args: ProxyArgs) -> anyhow::Result<()> {
+    follow_parent()?;
     let overrides = Overrides {
         listen: args.listen,
         shard_port_base: args.shard_port_base,
