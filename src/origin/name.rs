@@ -1,0 +1,82 @@
+//! From a volume's key to the object's name in the bucket: prefix + key, but for segments no HTTP client can send.
+//!
+//! Keys are bytes; `..` means nothing to S3. But URL libraries resolve `.` and `..` segments even when they are
+//! percent-encoded, and several S3 servers do too, so that `a/../b` would silently become `b`: the wrong object. Such
+//! a segment therefore stands in the bucket as `%2E` or `%2E%2E`, and a segment that already looks like one gets one
+//! more `25` after each `%`. The mapping is one to one, and all other keys stand unchanged.
+
+/// The longest name S3 takes, in bytes.
+pub const NAME_BYTES_MAX: usize = 1024;
+
+/// A key that can't be stored in this volume.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the object's name (prefix and key, `.` and `..` segments written as %2E) has {bytes} bytes; S3 takes 1,024")]
+pub struct NameTooLong {
+    /// How long it would be.
+    pub bytes: usize,
+}
+
+/// The object's name for `key`.
+///
+/// # Errors
+/// [`NameTooLong`]: more than [`NAME_BYTES_MAX`] bytes.
+pub fn object_name(prefix: &str, key: &str) -> Result<String, NameTooLong> {
+    let plain = format!("{prefix}{key}");
+    let escaped = plain.split('/').any(|segment| dots(segment).is_some());
+    let name = if escaped { plain.split('/').map(escape).collect::<Vec<_>>().join("/") } else { plain };
+    if name.len() <= NAME_BYTES_MAX { Ok(name) } else { Err(NameTooLong { bytes: name.len() }) }
+}
+
+/// Whether `segment` is one or two dots, each written as `.` (depth 0), `%2E` (1), `%252E` (2)…, and how deep.
+/// Both dots must be equally deep, as [`escape`] writes them.
+fn dots(segment: &str) -> Option<usize> {
+    let depth = |dot: &str| {
+        if dot == "." {
+            return Some(0);
+        }
+        let middle = dot.strip_prefix('%')?.strip_suffix("2E")?;
+        middle.as_bytes().chunks(2).all(|pair| pair == b"25").then_some(1 + middle.len() / 2)
+    };
+    depth(segment).or_else(|| {
+        let (first, second) = segment.split_at_checked(segment.len() / 2)?;
+        depth(first).filter(|_| first == second)
+    })
+}
+
+fn escape(segment: &str) -> String {
+    match dots(segment) {
+        None => segment.to_owned(),
+        Some(0) => segment.replace('.', "%2E"),
+        Some(_) => segment.replace('%', "%25"),
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ordinary_names_stand_unchanged() {
+        for key in ["a", "a/b", "a//b", "/a", "a/", "...", ".a", "a..b", "%2e", "a%2Eb", "ü b+c", "%2E%252E", ".%2E"] {
+            assert_eq!(object_name("p/", key).unwrap(), format!("p/{key}"));
+        }
+    }
+
+    #[test]
+    fn dot_segments_are_escaped_one_to_one() {
+        assert_eq!(object_name("p/", "a/../b").unwrap(), "p/a/%2E%2E/b");
+        assert_eq!(object_name("p/", ".").unwrap(), "p/%2E");
+        let keys = [".", "..", "%2E", "%2E%2E", "%252E", "%252E%252E", "%25252E", ".%2E", "%2E.", "...", "%25%252E2E"];
+        let names: std::collections::BTreeSet<_> = keys.iter().map(|key| object_name("", key).unwrap()).collect();
+        assert_eq!(names.len(), keys.len(), "{names:?}");
+        assert!(names.iter().all(|name| name != "." && name != ".."));
+    }
+
+    #[test]
+    fn too_long_names_are_refused() {
+        assert!(object_name("p", &"x".repeat(1023)).is_ok());
+        assert_eq!(object_name("p", &"x".repeat(1024)), Err(NameTooLong { bytes: 1025 }));
+        assert_eq!(object_name("", &vec![".."; 341].join("/")), Err(NameTooLong { bytes: 341 * 7 - 1 }));
+    }
+}
