@@ -3,13 +3,16 @@
 //! Many senders, one receiver that awaits. `try_send` never blocks and never allocates; a full box is an answer (the
 //! caller declines). What crosses is plain `Send` data. Works on glommio and on tokio alike, because waking goes
 //! through `std::task::Waker` (both wake a parked executor from another thread).
+//!
+//! Beside the box there is a lane for what must not be refused: messages that give something back (a pin). Each follows
+//! an answer that was admitted, so there are never more of them than requests in flight.
 
 use std::future::poll_fn;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::task::Poll;
 
-use crossbeam::queue::ArrayQueue;
+use crossbeam::queue::{ArrayQueue, SegQueue};
 use futures::task::AtomicWaker;
 
 /// A new mailbox for at most `capacity` waiting messages.
@@ -17,6 +20,7 @@ use futures::task::AtomicWaker;
 pub fn mailbox<T: Send>(capacity: usize) -> (Sender<T>, Receiver<T>) {
     let shared = Arc::new(Shared {
         queue: ArrayQueue::new(capacity),
+        given_back: SegQueue::new(),
         waker: AtomicWaker::new(),
         senders: AtomicUsize::new(1),
         receiver_gone: AtomicBool::new(false),
@@ -61,6 +65,16 @@ impl<T: Send> Sender<T> {
         Ok(())
     }
 
+    /// Leaves a message that gives back what an earlier answer handed out; never refused. It is dropped if nobody will
+    /// ever receive it: then there is nobody to give it back to.
+    pub fn give_back(&self, message: T) {
+        self.shared.given_back.push(message);
+        self.shared.waker.wake();
+        if self.shared.receiver_gone.load(Ordering::Acquire) {
+            self.shared.drain();
+        }
+    }
+
     /// How many messages wait.
     #[must_use]
     pub fn depth(&self) -> usize {
@@ -69,17 +83,17 @@ impl<T: Send> Sender<T> {
 }
 
 impl<T: Send> Receiver<T> {
-    /// The next message, in order of arrival; `None` when the box is empty and every sender is gone.
+    /// The next message, in order of arrival, but what is given back first; `None` when the box is empty and every sender is gone.
     pub async fn recv(&mut self) -> Option<T> {
         poll_fn(|cx| {
-            if let Some(message) = self.shared.queue.pop() {
+            if let Some(message) = self.shared.pop() {
                 return Poll::Ready(Some(message));
             }
             self.shared.waker.register(cx.waker());
             // A message may have come between the pop and the registration.
-            match self.shared.queue.pop() {
+            match self.shared.pop() {
                 Some(message) => Poll::Ready(Some(message)),
-                None if self.shared.senders.load(Ordering::Acquire) == 0 => Poll::Ready(self.shared.queue.pop()),
+                None if self.shared.senders.load(Ordering::Acquire) == 0 => Poll::Ready(self.shared.pop()),
                 None => Poll::Pending,
             }
         })
@@ -111,16 +125,21 @@ impl<T> Drop for Receiver<T> {
 
 struct Shared<T> {
     queue: ArrayQueue<T>,
+    given_back: SegQueue<T>,
     waker: AtomicWaker,
     senders: AtomicUsize,
     receiver_gone: AtomicBool,
 }
 
 impl<T> Shared<T> {
+    fn pop(&self) -> Option<T> {
+        self.given_back.pop().or_else(|| self.queue.pop())
+    }
+
     /// Drops what is left. Whoever waits for an answer to such a message learns that it won't come: its oneshot is
     /// dropped with it.
     fn drain(&self) {
-        while self.queue.pop().is_some() {}
+        while self.pop().is_some() {}
     }
 }
 
@@ -159,6 +178,19 @@ mod tests {
         threads.into_iter().for_each(|thread| thread.join().expect("a sender panicked"));
         got.sort_unstable();
         assert_eq!(got, (0..4_000).collect::<Vec<_>>());
+    }
+
+    #[test]
+    fn what_is_given_back_is_never_refused_and_comes_first() {
+        let (sender, mut receiver) = mailbox::<u32>(1);
+        assert_eq!(sender.try_send(1), Ok(()));
+        (2..100).for_each(|n| sender.give_back(n));
+        drop(sender);
+        let mut got = Vec::new();
+        while let Some(message) = futures::executor::block_on(receiver.recv()) {
+            got.push(message);
+        }
+        assert_eq!(got, (2..100).chain([1]).collect::<Vec<_>>());
     }
 
     #[test]

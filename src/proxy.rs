@@ -6,6 +6,7 @@
 
 pub mod connections;
 pub mod deadline;
+pub mod dispatch;
 pub mod exchange;
 pub mod executor;
 pub mod framing;
@@ -14,6 +15,5 @@ pub mod listener;
 pub mod null;
 pub mod parent;
 pub mod preflight;
-pub mod socket;
 pub mod stream;
 pub mod tls;

@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
-use super::socket::{Listener, Socket};
+use forebay_io::ring::{Listener, Socket};
 use http::{Request, Response};
 use http_body::Body;
 use hyper::body::Incoming;

@@ -12,9 +12,9 @@ use std::path::PathBuf;
 use std::rc::Rc;
 use std::time::Duration;
 
-use super::socket::Listener;
 use anyhow::Context;
 use bytes::Bytes;
+use forebay_io::ring::Listener;
 use futures::channel::oneshot;
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};

@@ -12,7 +12,7 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
 
-use super::socket::Socket;
+use forebay_io::ring::Socket;
 use hyper::rt::ReadBufCursor;
 
 use super::deadline::Activity;
