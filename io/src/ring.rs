@@ -13,6 +13,7 @@ mod socket;
 use std::fs;
 use std::io;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
@@ -31,6 +32,8 @@ use crate::error::IoError;
 use crate::units::SECTOR_BYTES;
 
 const PROBE_NAME: &str = ".forebay-probe";
+/// Cached blocks are nobody else's business.
+const FILE_MODE: u32 = 0o600;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
 const EINVAL: i32 = 22;
@@ -92,7 +95,7 @@ impl Disk for RingDisk {
     async fn open(&self, name: &str, mode: OpenMode) -> Result<RingFile, IoError> {
         assert!(!name.is_empty() && !name.contains('/'), "{name:?} is not a plain file name");
         let mut options = OpenOptions::new();
-        options.read(true);
+        options.read(true).mode(FILE_MODE);
         let preallocate = match mode {
             OpenMode::Read => None,
             OpenMode::ReadWrite => {
@@ -148,7 +151,8 @@ impl Dir {
 
 /// A sector of zeros, written and synced. Several executors may do it at once: they write the same.
 fn write_probe(path: &Path) -> io::Result<()> {
-    let mut file = fs::OpenOptions::new().write(true).create(true).truncate(false).open(path)?;
+    let mut options = fs::OpenOptions::new();
+    let mut file = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
     file.write_all(&[0; SECTOR_BYTES])?;
     file.sync_all()
 }

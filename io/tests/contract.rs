@@ -59,6 +59,7 @@ contract!(
     errors_are_told_apart,
     a_read_past_the_end_is_short,
     a_dropped_write_still_lands,
+    a_dropped_read_gives_its_room_back,
     neighbours_of_a_write_are_undisturbed,
     modes_open_what_they_say,
     names_and_bytes_are_synced,
@@ -174,6 +175,23 @@ async fn a_dropped_write_still_lands<D: Disk, R: Runtime>(disk: D, runtime: R) {
         let file = &file;
         eventually(&runtime, || async move { *file.read(at, len).await.unwrap() == pattern(at, len)[..] }).await;
     }
+}
+
+async fn a_dropped_read_gives_its_room_back<D: Disk, R: Runtime>(disk: D, runtime: R) {
+    let file = disk.open(FILE, OpenMode::Create(FILE_BYTES)).await.unwrap();
+    write_pattern(&disk, &file, 0, 1 << 20).await;
+    for round in 0..20 {
+        let mut reads: Vec<_> = (0..8).map(|_| Box::pin(file.read(0, 1 << 20))).collect();
+        for read in &mut reads {
+            assert!(read.now_or_never().is_none_or(|outcome| outcome.is_ok()));
+        }
+        if round % 2 == 0 {
+            runtime.yield_now().await;
+        }
+        drop(reads);
+        assert!(*file.read(0, 1 << 20).await.unwrap() == pattern(0, 1 << 20)[..], "after {round} rounds");
+    }
+    assert!(disk.buffer(ARENA.bytes).now_or_never().is_some(), "all of the arena is free");
 }
 
 async fn neighbours_of_a_write_are_undisturbed<D: Disk, R: Runtime>(disk: D, _: R) {

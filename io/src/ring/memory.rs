@@ -44,3 +44,31 @@ impl RingRead {
         &self.0
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+    use crate::ring::ArenaConfig;
+
+    /// Whether it lies in the registered arena, which glommio tells only in its debug output.
+    fn in_arena(memory: &RingWrite) -> bool {
+        format!("{:?}", memory.0).contains("Uring")
+    }
+
+    #[test]
+    fn the_configured_arena_holds_what_it_promises() {
+        for (arena, len) in [(1 << 20, 4096), (16 << 20, 1 << 20), (64 << 20, 4 << 20), (64 << 20, 64 << 10)] {
+            let config = ArenaConfig { bytes: arena };
+            let builder = glommio::LocalExecutorBuilder::new(glommio::Placement::Unbound);
+            builder.io_memory(config.io_memory_bytes()).make().unwrap().run(async {
+                let mut held: Vec<RingWrite> = (0..arena / len).map(|_| RingWrite::zeroed(len)).collect();
+                let outside = held.iter().filter(|memory| !in_arena(memory)).count();
+                assert_eq!(outside, 0, "of {} buffers of {len} bytes", held.len());
+                // The canary: without the semaphore it overflows, and into the heap.
+                held.extend((0..=(4 << 20) / len).map(|_| RingWrite::zeroed(len)));
+                assert!(!held.iter().all(in_arena), "nothing tells the arena from the heap any more");
+            });
+        }
+    }
+}

@@ -231,3 +231,76 @@ fn faults_strike_and_are_counted() {
     };
     assert_eq!(world.fired(), once);
 }
+
+/// One 512-byte unit of the model: the value that is surely stable and those that may have come after it.
+#[derive(Clone, Default)]
+struct Unit {
+    stable: u8,
+    later: Vec<(u64, u8)>,
+}
+
+/// Random writes, syncs (some failing) and drops, then a crash; each unit must hold what was surely stable or
+/// something accepted after it, and never what a later synced write had replaced.
+#[test]
+fn what_survives_a_crash_is_what_the_contract_allows() {
+    const SECTORS: u64 = 12;
+    let mut lost = 0;
+    for seed in 0..200 {
+        let world = SimWorld::new(seed);
+        let (disk, runtime) = (world.disk(), world.runtime());
+        let mut model = vec![Unit::default(); SECTORS as usize];
+        world.block_on(async {
+            let file = disk.open(FILE, OpenMode::Create(SECTORS * SECTOR)).await.unwrap();
+            disk.sync_names().await.unwrap();
+            fill(&disk, &file, 0, SECTORS as usize, 0).await.unwrap();
+            file.sync().await.unwrap();
+            for step in 1..=40u64 {
+                let (first, count) = (runtime.random_u64() % SECTORS, 1 + runtime.random_u64() % 3);
+                let sectors = first..SECTORS.min(first + count);
+                let value = u8::try_from(step).unwrap();
+                match runtime.random_u64() % 8 {
+                    0 => {
+                        file.sync().await.unwrap();
+                        for unit in &mut model {
+                            // Values before the first of this era are settled; doubt ends only by a newer synced write.
+                            if let Some(&(_, newest)) = unit.later.iter().rev().find(|(era, _)| *era == DECIDED) {
+                                unit.stable = newest;
+                                unit.later.clear();
+                            }
+                        }
+                    }
+                    1 => {
+                        world.set_faults(Faults { sync_error: OneIn::ALWAYS, ..Faults::default() });
+                        file.sync().await.unwrap_err();
+                        world.set_faults(Faults::default());
+                        model.iter_mut().flat_map(|unit| &mut unit.later).for_each(|(era, _)| *era = DOUBTED);
+                    }
+                    _ => {
+                        let len = usize::try_from(sectors.end - sectors.start).unwrap();
+                        fill(&disk, &file, sectors.start * SECTOR, len, value).await.unwrap();
+                        sectors.for_each(|sector| model[sector as usize].later.push((DECIDED, value)));
+                    }
+                }
+            }
+        });
+        world.crash();
+        let disk = world.disk();
+        let bytes = world.block_on(async {
+            let file = disk.open(FILE, OpenMode::Read).await.unwrap();
+            file.read(0, SECTORS as usize * SECTOR_BYTES).await.unwrap()
+        });
+        for (place, unit_bytes) in bytes.chunks(512).enumerate() {
+            let (unit, found) = (&model[place * 512 / SECTOR_BYTES], unit_bytes[0]);
+            assert!(unit_bytes.iter().all(|&byte| byte == found), "seed {seed}: a unit of 512 bytes is whole");
+            let allowed = found == unit.stable || unit.later.iter().any(|(_, value)| *value == found);
+            assert!(allowed, "seed {seed}, place {place}: {found} of {} and {:?}", unit.stable, unit.later);
+            lost += usize::from(unit.later.last().is_some_and(|(_, value)| *value != found));
+        }
+    }
+    assert!(lost > 0, "no crash lost anything: the simulator is too kind");
+}
+
+/// Accepted since the last sync of any outcome, or before one that succeeded.
+const DECIDED: u64 = 0;
+/// Covered by a sync that failed.
+const DOUBTED: u64 = 1;
