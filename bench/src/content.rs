@@ -13,6 +13,16 @@ const STEP_BYTES: usize = 64;
 /// The seed of the sea; part of the tool, so that a set written yesterday verifies today.
 const SEED: u64 = 0x0f0e_ba71;
 
+/// What bodies are made of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Body {
+    /// The seeded stream.
+    #[default]
+    Seeded,
+    /// One byte all over: what the null server answers.
+    Constant(u8),
+}
+
 /// The contents of `keys` blocks of one size.
 pub struct Contents {
     sea: Vec<u8>,
@@ -21,9 +31,12 @@ pub struct Contents {
 
 impl Contents {
     /// Generates the sea for `key_count` blocks of `block_bytes` each.
-    pub fn new(key_count: usize, block_bytes: usize) -> Self {
+    pub fn new(body: Body, key_count: usize, block_bytes: usize) -> Self {
         let mut sea = vec![0; block_bytes + key_count * STEP_BYTES];
-        SmallRng::seed_from_u64(SEED).fill_bytes(&mut sea);
+        match body {
+            Body::Seeded => SmallRng::seed_from_u64(SEED).fill_bytes(&mut sea),
+            Body::Constant(byte) => sea.fill(byte),
+        }
         Self { sea, block_bytes }
     }
 
@@ -36,12 +49,12 @@ impl Contents {
 
 #[cfg(test)]
 mod tests {
-    use super::Contents;
+    use super::{Body, Contents};
 
     #[test]
     fn blocks_differ_and_do_not_depend_on_the_number_of_keys() {
-        let few = Contents::new(4, 4096);
-        let many = Contents::new(1000, 4096);
+        let few = Contents::new(Body::Seeded, 4, 4096);
+        let many = Contents::new(Body::Seeded, 1000, 4096);
         assert_eq!(few.block(3), many.block(3));
         assert_ne!(few.block(2), few.block(3));
         assert_eq!(few.block(0).len(), 4096);

@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::content::Contents;
+use crate::content::{Body, Contents};
 use crate::cpu;
 use crate::load::{Load, Pace, Plan, Tally};
 use crate::report::Report;
@@ -31,7 +31,7 @@ pub struct Get {
     /// Measured time
     #[arg(long, default_value_t = 5.0)]
     pub seconds: f64,
-    /// Time before that, in no figure
+    /// Time before that, in no figure; it lasts at least until each key has been asked for once
     #[arg(long, default_value_t = 1.0)]
     pub warmup_seconds: f64,
     /// Compare one response in so many byte by byte, beside the first of each key
@@ -40,6 +40,9 @@ pub struct Get {
     /// The cores to run on, one thread each, e.g. `1` or `1,2`
     #[arg(long = "core", value_delimiter = ',')]
     pub cores: Vec<usize>,
+    /// The server answers this one byte all over (the null server) instead of the keys' contents
+    #[arg(long = "constant-byte", value_name = "BYTE", value_parser = parse_body, default_value = "seeded", hide_default_value = true)]
+    pub body: Body,
     /// The server's process: its CPU time, with all its children, goes into the report
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
@@ -58,6 +61,14 @@ fn parse_pace(text: &str) -> Result<Pace, String> {
     match text.parse::<f64>() {
         Ok(rate) if rate.is_finite() && rate > 0.0 => Ok(Pace::Open(rate)),
         _ => Err("write a positive number of requests a second, or `closed`".into()),
+    }
+}
+
+fn parse_body(text: &str) -> Result<Body, String> {
+    match (text, text.parse()) {
+        ("seeded", _) => Ok(Body::Seeded),
+        (_, Ok(byte)) => Ok(Body::Constant(byte)),
+        _ => Err("write a byte as a number from 0 to 255".into()),
     }
 }
 
@@ -127,7 +138,7 @@ impl Get {
         let key_count = self.target.keys as usize;
         let requests = (0..key_count).map(|key| self.target.head("GET", key, None)).collect::<Result<Vec<_>>>()?;
         let requests = Arc::new(requests);
-        let contents = Arc::new(Contents::new(key_count, usize::try_from(self.target.size)?));
+        let contents = Arc::new(Contents::new(self.body, key_count, usize::try_from(self.target.size)?));
         let pace = match self.rate {
             Pace::Closed => Pace::Closed,
             Pace::Open(rate) => Pace::Open(rate / cores.len() as f64),

@@ -3,7 +3,7 @@
 //! *Closed*: each connection sends its next request when the last response is complete. *Open*: requests are due at
 //! fixed times whatever the server does; one that finds no idle connection waits, and its latency counts from the time
 //! it was due, so a stalled server cannot hide behind the requests that it prevented (no coordinated omission).
-//! Called by `get`, once per core.
+//! The warm-up asks for each key once, in order, then goes on at random. Called by `get`, once per core.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -110,7 +110,6 @@ pub struct Load {
     /// Open loop: when the next request is due, and the due times nobody was free for.
     next_due: Instant,
     backlog: VecDeque<Instant>,
-    seen: Vec<bool>,
     sent: u64,
     keys: SmallRng,
     phase: Phase,
@@ -141,7 +140,6 @@ impl Load {
             lanes,
             next_due: Instant::now(),
             backlog: VecDeque::new(),
-            seen: vec![false; plan.requests.len()],
             sent: 0,
             keys: SmallRng::seed_from_u64(plan.seed),
             phase: Phase::Warmup,
@@ -190,7 +188,7 @@ impl Load {
     /// Moves on to the next phase when its time has come; true when all is over.
     fn turn(&mut self, now: Instant, start: Instant, edge: &mut impl FnMut()) -> bool {
         match self.phase {
-            Phase::Warmup if now >= start + self.plan.warmup => {
+            Phase::Warmup if now >= start + self.plan.warmup && self.has_asked_for_all() => {
                 self.phase = Phase::Measured { since: now, own_cpu: cpu::thread_time() };
                 edge();
             }
@@ -247,10 +245,16 @@ impl Load {
         Ok(())
     }
 
-    /// Sends one request for a random key.
+    /// Whether each key has been asked for.
+    fn has_asked_for_all(&self) -> bool {
+        self.sent >= self.plan.requests.len() as u64
+    }
+
+    /// Sends one request: for the next key of the first pass, later for a random one.
     fn ask(&mut self, index: usize, due: Instant) -> Result<()> {
-        let key_index = self.keys.random_range(0..self.plan.requests.len());
-        let first = !std::mem::replace(&mut self.seen[key_index], true);
+        let key_count = self.plan.requests.len();
+        let first = !self.has_asked_for_all();
+        let key_index = if first { self.sent as usize } else { self.keys.random_range(0..key_count) };
         self.sent += 1;
         let sampled = first || self.sent.is_multiple_of(self.plan.sample_every);
         let lane = &mut self.lanes[index];

@@ -3,10 +3,13 @@
 //! Drives servers through their public protocol only, nginx and cachey with the same code as Forebay. Results go to
 //! stdout, remarks to stderr; exit 0 ok, 1 failed, 2 wrong usage.
 
+mod compare;
 mod content;
 mod cpu;
 mod get;
 mod load;
+mod null;
+mod peers;
 mod put;
 mod report;
 mod response;
@@ -37,6 +40,10 @@ enum Command {
     Put(put::Put),
     /// Write the benchmark's keys as files (an nginx document root, the folder of an S3 server)
     Fill(put::Fill),
+    /// Measure Forebay, nginx, cachey and the null server in one run, interleaved
+    Compare(compare::Compare),
+    /// Serve a constant body with Forebay's TLS and HTTP code: the ceiling of what a proxy can reach
+    Null(null::Null),
 }
 
 fn main() -> ExitCode {
@@ -44,6 +51,8 @@ fn main() -> ExitCode {
         Command::Get(get) => get.run(),
         Command::Put(put) => put.run(),
         Command::Fill(fill) => fill.run(),
+        Command::Compare(compare) => compare.run(),
+        Command::Null(null) => null.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
 use rustls::{ClientConnection, StreamOwned};
 
-use crate::content::Contents;
+use crate::content::{Body, Contents};
 use crate::target::Target;
 use crate::units::show_size;
 use crate::wire;
@@ -52,7 +52,7 @@ impl Put {
     /// A connection or a status that is no success, with the server's words.
     pub fn run(self) -> Result<()> {
         let target = self.target;
-        let contents = Contents::new(target.keys as usize, usize::try_from(target.size)?);
+        let contents = Contents::new(Body::Seeded, target.keys as usize, usize::try_from(target.size)?);
         let config = wire::client_config(&target.ca)?;
         let (socket, name) = wire::connect(&target.target)?;
         let tls = ClientConnection::new(Arc::clone(&config), name)?;
@@ -118,7 +118,7 @@ impl Fill {
     /// The folder or a file cannot be written.
     pub fn run(self) -> Result<()> {
         fs::create_dir_all(&self.dir).with_context(|| format!("--dir {}", self.dir.display()))?;
-        let contents = Contents::new(self.keys as usize, usize::try_from(self.size)?);
+        let contents = Contents::new(Body::Seeded, self.keys as usize, usize::try_from(self.size)?);
         for key_index in 0..self.keys as usize {
             let path = self.dir.join(self.name_template.replace("{key}", &key_index.to_string()));
             fs::write(&path, contents.block(key_index)).with_context(|| path.display().to_string())?;

@@ -16,7 +16,7 @@ use crate::units::show_size;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// What a run of `get` found. Times are in microseconds unless the name says otherwise.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
     pub target: String,
     pub size_bytes: u64,
