@@ -1,7 +1,7 @@
 //! Buffers of the disk floor. [`ReadBuf`] and [`WriteBuf`] hide where the bytes lie: in the ring's registered arena or
 //! on an aligned heap. Every file that reads or writes a slab handles them; only `ring` and `sim` make them.
 //!
-//! Invariants: a buffer is owned by the request until the kernel has answered; its share of the arena ([`Room`]) is
+//! Invariants: a buffer is owned by the request until the kernel has answered; its share of the arena is
 //! given back only after its memory is; the bytes of a [`ReadBuf`] never change. Neither type is `Send`.
 
 use std::fmt;

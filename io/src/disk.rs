@@ -1,7 +1,7 @@
 //! The port to one disk, and its written contract.
 //!
 //! # Contract (tested by `tests/contract.rs` on the ring and on the simulator)
-//! - Offsets and lengths are multiples of [`SECTOR_BYTES`](crate::units::SECTOR_BYTES); anything else is a bug of the
+//! - Offsets and lengths are multiples of [`SECTOR_BYTES`]; anything else is a bug of the
 //!   caller and panics before it reaches the device; so do a write through a read-only handle and one past the end.
 //! - `read` returns exactly `len` bytes or an error: a short transfer is retried for the rest or reported, never
 //!   passed on. Bytes never written read as anything.
