@@ -2,7 +2,17 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "origin/faults.rs"]
+mod faults;
+#[path = "origin/pressure.rs"]
+mod pressure;
+#[path = "origin/raw_server.rs"]
+mod raw_server;
 #[path = "origin/real.rs"]
 mod real;
 #[path = "origin/rig.rs"]
 mod rig;
+#[path = "origin/settling.rs"]
+mod settling;
+#[path = "origin/signature.rs"]
+mod signature;

@@ -20,8 +20,8 @@ pub const BLOCK_BYTES_MAX: u32 = 8 << 20;
 /// A pool in front of a real S3 server.
 pub struct Rig {
     pub server: S3Server,
-    pub pool: OriginPool,
     pub handle: OriginHandle,
+    _pool: OriginPool,
     _root: TempDir,
 }
 
@@ -38,7 +38,7 @@ impl Rig {
         let mut settings = settings(&server.endpoint());
         change(&mut settings);
         let pool = pool(settings);
-        Rig { handle: pool.handle(), pool, server, _root: root }
+        Rig { handle: pool.handle(), server, _pool: pool, _root: root }
     }
 
     /// The logged requests about the object `name`.
