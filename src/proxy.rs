@@ -7,12 +7,15 @@
 pub mod connections;
 pub mod deadline;
 pub mod dispatch;
+pub mod drain;
 pub mod exchange;
 pub mod executor;
 pub mod framing;
 pub mod heartbeat;
 pub mod listener;
+pub mod node_file;
 pub mod null;
+pub mod origins;
 pub mod parent;
 pub mod preflight;
 pub mod stream;
