@@ -4,22 +4,29 @@
 //! `exchange` are the network floor (one core each, nothing shared); `dispatch` is where a request crosses to another
 //! core.
 
-pub mod boot;
+pub mod auth;
+pub mod blocks;
+pub mod body;
+pub mod conditions;
 pub mod connections;
 pub mod deadline;
 pub mod dispatch;
-pub mod drain;
 pub mod exchange;
 pub mod executor;
 pub mod framing;
+pub mod handler;
 pub mod heartbeat;
 pub mod listener;
-pub mod node_core;
-pub mod node_file;
+pub mod metrics;
 pub mod null;
-pub mod origins;
+pub mod openmetrics;
 pub mod parent;
-pub mod ports;
 pub mod preflight;
+pub mod put_body;
+pub mod report;
+pub mod request;
+pub mod respond;
+pub mod status;
 pub mod stream;
 pub mod tls;
+pub mod topology;

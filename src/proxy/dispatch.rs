@@ -21,6 +21,7 @@ use forebay_shard::stats::ShardStats;
 use futures::channel::oneshot;
 
 use crate::mailbox::{Receiver, Refused, Sender, mailbox};
+use crate::proxy::report::{self, CoreReport};
 
 /// When to come back after a full mailbox: it empties in milliseconds.
 const MAILBOX_RETRY: Duration = Duration::from_secs(1);
@@ -37,11 +38,11 @@ pub struct Routed<T> {
 }
 
 /// The answer to a GET, with the pin of a disk hit.
-pub struct GotPinned {
+pub struct GotPinned<P = Pinned> {
     /// What the shard said. The [`Pin`] inside a [`Located`] is `pinned`'s: nobody else may give it back.
     pub got: Got,
     /// Keeps the bytes of a disk hit where they are; drop it after the last read.
-    pub pinned: Option<Pinned>,
+    pub pinned: Option<P>,
 }
 
 /// How often this core's verbs stayed, hopped, or found a full mailbox.
@@ -234,6 +235,21 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
         self.gather(|shard, answer| Message::Stats { shard, answer }, Shard::stats).await
     }
 
+    /// What every core tells about itself, in order; a core that can't be asked is left out.
+    pub async fn reports(&self) -> Vec<CoreReport> {
+        let asked = (0..self.routes.cores.len()).map(|core| {
+            let (answer, answered) = oneshot::channel();
+            let queue_depth = self.routes.cores[core].depth() as u64;
+            match self.routes.shards_of(core).next() {
+                Some(_) if core == self.core => drop(answer.send(report::this_core())),
+                Some(shard) => drop(self.sender(shard).try_send(Message::Report { shard, answer })),
+                None => drop(answer),
+            }
+            async move { answered.await.ok().map(|report| CoreReport { queue_depth, ..report }) }
+        });
+        futures::future::join_all(asked).await.into_iter().flatten().collect()
+    }
+
     /// Up to `max` dirty records of each shard, oldest first.
     pub async fn dirty_items(&self, max: usize) -> Vec<(u16, Vec<DirtyItem>)> {
         self.gather(|shard, answer| Message::Dirty { shard, max, answer }, |shard| shard.dirty_items(max)).await
@@ -317,6 +333,7 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
             Message::Unpin { pin, .. } => shard.unpin(pin),
             Message::Offer { key, generation, body, etag, .. } => shard.offer_memory(&key, generation, body, etag),
             Message::Stats { answer, .. } => drop(answer.send(shard.stats())),
+            Message::Report { answer, .. } => drop(answer.send(report::this_core())),
             Message::Dirty { max, answer, .. } => drop(answer.send(shard.dirty_items(max))),
             Message::Get { key, answer, .. } => {
                 let (shard, dispatch) = (shard.clone(), Rc::clone(self));
@@ -401,6 +418,7 @@ enum Message {
     Offer { shard: u16, key: BlockKey, generation: Generation, body: Bytes, etag: Etag },
     Rot { shard: u16, key: BlockKey, generation: Generation, answer: oneshot::Sender<()> },
     Stats { shard: u16, answer: oneshot::Sender<ShardStats> },
+    Report { shard: u16, answer: oneshot::Sender<CoreReport> },
     Dirty { shard: u16, max: usize, answer: oneshot::Sender<Vec<DirtyItem>> },
 }
 
@@ -415,6 +433,7 @@ impl Message {
             | Message::Offer { shard, .. }
             | Message::Rot { shard, .. }
             | Message::Stats { shard, .. }
+            | Message::Report { shard, .. }
             | Message::Dirty { shard, .. } => *shard,
         }
     }

@@ -1,0 +1,136 @@
+//! PUT, DELETE and purge of a block.
+//!
+//! Called by `handler`. Everything that the head can tell is checked before a byte of the body is read, so that a client
+//! that waits for `100 Continue` never sends in vain; nothing reaches the shard before the whole body has been verified.
+
+use bytes::Bytes;
+use forebay_shard::config::{Access, VolumeConfig};
+use forebay_shard::key::BlockKey;
+use forebay_shard::origin::Etag;
+use forebay_shard::outcome::{Durability, Put, PutDone, Removed};
+use http::header::{CONTENT_LENGTH, ETAG};
+use http::request::Parts;
+use http::{HeaderMap, StatusCode};
+
+use super::{Answer, Handler, Trace};
+use crate::problem::Problem;
+use crate::proxy::blocks::Blocks;
+use crate::proxy::body::ResponseBody;
+use crate::proxy::conditions::{ContentDigest, etag_value, put_condition};
+use crate::proxy::metrics::Outcome;
+use crate::proxy::put_body::receive;
+use crate::proxy::respond::{FOREBAY_DURABILITY, Failure, durability_value, response};
+
+/// When to come back if bodies take all the memory they may: about as long as one takes to arrive.
+const PUTS_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
+
+impl<B: Blocks> Handler<B> {
+    /// `PUT /v1/volumes/{volume}/blocks/{key}`.
+    pub(super) async fn put<T>(
+        &self,
+        parts: &Parts,
+        body: T,
+        key: BlockKey,
+        volume: &VolumeConfig,
+        trace: &mut Trace,
+    ) -> Answer<B>
+    where
+        T: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
+    {
+        writable(volume)?;
+        let len_bytes = content_length(&parts.headers, volume.block_bytes_max)?;
+        let durability = durability_asked(&parts.headers)?;
+        let condition = put_condition(&parts.headers).map_err(|what| Failure::new(Problem::BadCondition, what))?;
+        let expected = ContentDigest::of(&parts.headers).map_err(|what| Failure::new(Problem::BadDigest, what))?;
+        let _admitted = self.puts.admit(u64::from(len_bytes)).ok_or_else(|| {
+            Failure::new(Problem::PutsFull, "nothing was stored: try again later").retry_after(PUTS_RETRY)
+        })?;
+        let received = receive(body, len_bytes, expected, &self.metrics).await?;
+        let digest = received.digest;
+        let put = Put { key, frames: received.frames, len_bytes, digest, condition, durability };
+        let routed = self.blocks.put(put).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Put;
+        let (status, promised) = match routed.answer {
+            PutDone::Created(promised) => (StatusCode::CREATED, promised),
+            PutDone::Unchanged(promised) => (StatusCode::OK, promised),
+            PutDone::KeyExists => {
+                return Err(Failure::new(Problem::KeyExists, "delete it first, or use another key"));
+            }
+            PutDone::PreconditionFailed => {
+                return Err(Failure::new(Problem::PreconditionFailed, "nothing was stored"));
+            }
+            PutDone::Declined(declined) => return Err(declined.into()),
+            PutDone::Failed(error) => return Err(error.into()),
+        };
+        assert!(promised >= durability, "a put never promises less than was asked for");
+        let mut answer = response(status, ResponseBody::Empty);
+        answer.headers_mut().insert(ETAG, etag_value(&Etag::Digest(digest)));
+        answer.headers_mut().insert(FOREBAY_DURABILITY, durability_value(promised));
+        Ok(answer)
+    }
+
+    /// `DELETE /v1/volumes/{volume}/blocks/{key}`.
+    pub(super) async fn delete(&self, key: &BlockKey, volume: &VolumeConfig, trace: &mut Trace) -> Answer<B> {
+        writable(volume)?;
+        let routed = self.blocks.delete(key).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Delete;
+        removed(routed.answer)
+    }
+
+    /// `POST /v1/volumes/{volume}/purge?key={key}`.
+    pub(super) async fn purge(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let routed = self.blocks.purge(key).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Purge;
+        removed(routed.answer)
+    }
+}
+
+fn removed<B: Blocks>(removed: Removed) -> Answer<B> {
+    match removed {
+        Removed::Done(promised) => {
+            let mut answer = response(StatusCode::NO_CONTENT, ResponseBody::Empty);
+            answer.headers_mut().insert(FOREBAY_DURABILITY, durability_value(promised));
+            Ok(answer)
+        }
+        Removed::Dirty => Err(Failure::new(Problem::BlockDirty, "nothing was dropped: purge it after its flush")),
+        Removed::Declined(declined) => Err(declined.into()),
+        Removed::Failed(error) => Err(error.into()),
+    }
+}
+
+fn writable(volume: &VolumeConfig) -> Result<(), Failure> {
+    match volume.access {
+        Access::ReadWrite => Ok(()),
+        Access::ReadOnly => Err(Failure::new(Problem::VolumeReadOnly, "its configuration says read_only")),
+    }
+}
+
+/// The announced length of a body, at most the volume's block size.
+fn content_length(headers: &HeaderMap, block_bytes_max: u32) -> Result<u32, Failure> {
+    let length = headers.get(CONTENT_LENGTH).and_then(|value| value.to_str().ok());
+    let Some(length) = length.and_then(|text| text.trim().parse::<u64>().ok()) else {
+        return Err(Failure::new(Problem::LengthRequired, "a PUT says how long its body is"));
+    };
+    match u32::try_from(length) {
+        Ok(length) if length <= block_bytes_max => Ok(length),
+        _ => {
+            let detail = format!("{length} bytes: this volume's blocks have at most {block_bytes_max}");
+            Err(Failure::new(Problem::BlockTooLarge, detail))
+        }
+    }
+}
+
+/// What the client asks for at least. Without the header: what the volume gives.
+fn durability_asked(headers: &HeaderMap) -> Result<Durability, Failure> {
+    match headers.get(FOREBAY_DURABILITY).map(|value| value.as_bytes()) {
+        None | Some(b"disk") => Ok(Durability::Disk),
+        Some(b"origin") => Ok(Durability::Origin),
+        Some(b"peer") => {
+            Err(Failure::new(Problem::BadDurability, "this version has no peer level: ask for disk or origin"))
+        }
+        Some(_) => Err(Failure::new(Problem::BadDurability, "Forebay-Durability is disk or origin")),
+    }
+}

@@ -1,0 +1,207 @@
+//! GET and HEAD of a block.
+//!
+//! Called by `handler`. The first piece of a block on disk is read and verified before the answer's head goes out; if it
+//! rotted, the owner is told and the request goes on with what it says next, once (I8, promise 2).
+
+use std::ops::Range;
+use std::rc::Rc;
+
+use bytes::Bytes;
+use forebay_shard::key::BlockKey;
+use forebay_shard::origin::Etag;
+use forebay_shard::outcome::{FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
+use forebay_shard::read::{BlockReader, ReadError};
+use http::header::RANGE;
+use http::request::Parts;
+
+use super::{Answer, Handler, Trace};
+use crate::problem::Problem;
+use crate::proxy::blocks::Blocks;
+use crate::proxy::body::{DiskBody, FillBody, FirstPiece, ResponseBody, piece_of};
+use crate::proxy::conditions::{is_match, is_not_modified, is_range_meant};
+use crate::proxy::dispatch::GotPinned;
+use crate::proxy::metrics::Outcome;
+use crate::proxy::request::{RangeAsked, range_asked};
+use crate::proxy::respond::{BlockHead, Failure, Source, block_response, not_modified};
+
+impl<B: Blocks> Handler<B> {
+    /// `GET /v1/volumes/{volume}/blocks/{key}`.
+    pub(super) async fn get(&self, parts: &Parts, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let mut rotten: Option<ReadError> = None;
+        loop {
+            let routed = self.blocks.get(key).await;
+            trace.hops = Some(routed.hops);
+            let GotPinned { got, pinned } = routed.answer;
+            match got {
+                Got::Memory(hit) => {
+                    trace.outcome = Outcome::HitMemory;
+                    return self.answer_memory(parts, hit);
+                }
+                Got::Fill(stream) => {
+                    trace.outcome = match stream.role {
+                        FillRole::Began => Outcome::Miss,
+                        FillRole::Joined => Outcome::Collapsed,
+                    };
+                    return self.answer_fill(parts, stream, trace);
+                }
+                Got::Disk(located) => {
+                    trace.outcome = Outcome::HitDisk;
+                    let generation = located.generation;
+                    match self.answer_disk(parts, key, located, pinned, trace).await {
+                        Ok(answer) => return answer,
+                        Err(error) if rotten.is_none() => {
+                            let (volume, key_text) = (&*key.volume, &*key.key);
+                            let request_id = &trace.request_id;
+                            tracing::error!(?request_id, volume, key = key_text, %error, "a read failed: repairing");
+                            self.blocks.report_rot(key, generation).await;
+                            self.metrics.body_repaired();
+                            rotten = Some(error);
+                        }
+                        Err(error) => return Err(Failure::new(Problem::DiskFault, error.to_string())),
+                    }
+                }
+                Got::Absent => return Err(Failure::new(Problem::NoSuchBlock, "neither here nor at the origin")),
+                Got::Lost => return Err(lost()),
+                Got::Declined(declined) => return Err(declined.into()),
+                Got::Failed(error) => return Err(error.into()),
+            }
+        }
+    }
+
+    /// `HEAD /v1/volumes/{volume}/blocks/{key}`.
+    pub(super) async fn head(&self, parts: &Parts, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let routed = self.blocks.head(key).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Head;
+        let meta = match routed.answer {
+            Headed::Found(meta) => meta,
+            Headed::Absent => return Err(Failure::new(Problem::NoSuchBlock, "neither here nor at the origin")),
+            Headed::Lost => return Err(lost()),
+            Headed::Declined(declined) => return Err(declined.into()),
+            Headed::Failed(error) => return Err(error.into()),
+        };
+        let source = match meta.source {
+            MetaSource::Cache => Source::Cache,
+            MetaSource::Origin => Source::Origin,
+        };
+        let head = BlockHead { etag: meta.etag, len_bytes: meta.len_bytes, source };
+        match wanted(parts, &head, Ranges::Ignored)? {
+            Wanted::NotModified => Ok(not_modified(&head, ResponseBody::Empty)),
+            Wanted::Whole | Wanted::Part(_) => Ok(block_response(&head, None, ResponseBody::Empty)),
+        }
+    }
+
+    fn answer_memory(&self, parts: &Parts, hit: MemoryHit) -> Answer<B> {
+        let len_bytes = hit.body.len() as u64;
+        let head = BlockHead { etag: hit.etag, len_bytes, source: Source::Memory };
+        Ok(match wanted(parts, &head, Ranges::Served)? {
+            Wanted::NotModified => not_modified(&head, ResponseBody::Empty),
+            Wanted::Whole => block_response(&head, None, ResponseBody::bytes(hit.body, &self.metrics)),
+            Wanted::Part(part) => {
+                let bytes = hit.body.slice(index_of(part.start)..index_of(part.end));
+                block_response(&head, Some(&part), ResponseBody::bytes(bytes, &self.metrics))
+            }
+        })
+    }
+
+    fn answer_fill(&self, parts: &Parts, stream: FillStream, trace: &Trace) -> Answer<B> {
+        let (etag, source) = (stream.etag.clone(), Source::Fill(stream.role));
+        let head = BlockHead { etag, len_bytes: stream.len_bytes, source };
+        let (range, part) = match wanted(parts, &head, Ranges::Served)? {
+            Wanted::NotModified => return Ok(not_modified(&head, ResponseBody::Empty)),
+            Wanted::Whole => (0..head.len_bytes, None),
+            Wanted::Part(part) => (part.clone(), Some(part)),
+        };
+        let body = ResponseBody::Fill(Box::new(FillBody::new(stream, range, self.meter(trace))));
+        Ok(block_response(&head, part.as_ref(), body))
+    }
+
+    /// The outer error is the disk's: the block may be had from elsewhere.
+    async fn answer_disk(
+        &self,
+        parts: &Parts,
+        key: &BlockKey,
+        located: Located,
+        pinned: Option<B::Pinned>,
+        trace: &Trace,
+    ) -> Result<Answer<B>, ReadError> {
+        let len_bytes = u64::from(located.len_bytes);
+        let (known, generation) = (located.etag.clone(), located.generation);
+        let reader = Rc::new(BlockReader::new(self.blocks.slab(located.shard), located));
+        let is_one_piece = reader.piece_count() == 1;
+        // A block of one piece has its ETag from its bytes; of a longer one only the piece where the range begins is read.
+        let first_index = match &known {
+            _ if is_one_piece => 0,
+            Some(etag) => {
+                let head = BlockHead { etag: etag.clone(), len_bytes, source: Source::Disk };
+                match wanted(parts, &head, Ranges::Served) {
+                    Ok(Wanted::Part(part)) => piece_of(part.start),
+                    Ok(Wanted::Whole) => 0,
+                    Ok(Wanted::NotModified) => return Ok(Ok(not_modified(&head, ResponseBody::Empty))),
+                    Err(failure) => return Ok(Err(failure)),
+                }
+            }
+            None => return Ok(Err(Failure::new(Problem::Internal, "a block of several pieces has no ETag"))),
+        };
+        let piece = reader.piece(first_index).await?;
+        let etag = known.unwrap_or_else(|| Etag::Digest(piece.digest()));
+        if is_one_piece {
+            self.blocks.offer_memory(key, generation, Bytes::copy_from_slice(&piece), etag.clone());
+        }
+        let head = BlockHead { etag, len_bytes, source: Source::Disk };
+        let (range, part) = match wanted(parts, &head, Ranges::Served) {
+            Ok(Wanted::NotModified) => return Ok(Ok(not_modified(&head, ResponseBody::Empty))),
+            Ok(Wanted::Whole) => (0..len_bytes, None),
+            Ok(Wanted::Part(part)) => (part.clone(), Some(part)),
+            Err(failure) => return Ok(Err(failure)),
+        };
+        if range.is_empty() {
+            return Ok(Ok(block_response(&head, None, ResponseBody::Empty)));
+        }
+        let first = FirstPiece { reader, pinned, piece };
+        let meter = self.meter(trace);
+        let body = DiskBody::new(self.blocks.clone(), key.clone(), first, head.etag.clone(), range, meter);
+        Ok(Ok(block_response(&head, part.as_ref(), ResponseBody::Disk(Box::new(body)))))
+    }
+}
+
+/// Whether a request's `Range` counts (RFC 9110: for GET only).
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Ranges {
+    Served,
+    Ignored,
+}
+
+/// What of a block a request wants.
+enum Wanted {
+    NotModified,
+    Whole,
+    Part(Range<u64>),
+}
+
+/// In the order of RFC 9110, section 13.2.2: If-Match, If-None-Match, then Range with If-Range.
+fn wanted(parts: &Parts, head: &BlockHead, ranges: Ranges) -> Result<Wanted, Failure> {
+    let headers = &parts.headers;
+    if !is_match(headers, &head.etag) {
+        return Err(Failure::new(Problem::PreconditionFailed, "the block's ETag is none of those in If-Match"));
+    }
+    if is_not_modified(headers, &head.etag) {
+        return Ok(Wanted::NotModified);
+    }
+    if ranges == Ranges::Ignored || !headers.contains_key(RANGE) || !is_range_meant(headers, &head.etag) {
+        return Ok(Wanted::Whole);
+    }
+    match range_asked(headers.get(RANGE), head.len_bytes) {
+        RangeAsked::Whole => Ok(Wanted::Whole),
+        RangeAsked::Part(part) => Ok(Wanted::Part(part)),
+        RangeAsked::Unsatisfiable => Err(Failure::range(head.len_bytes)),
+    }
+}
+
+fn lost() -> Failure {
+    Failure::new(Problem::BlockLost, "an acknowledged write rotted before it was flushed: see /v1/status")
+}
+
+fn index_of(at: u64) -> usize {
+    usize::try_from(at).expect("a block fits into memory")
+}

@@ -1,0 +1,205 @@
+//! `/v1/status`: the node's figures for people, and the one place where those of all cores and shards are added up.
+//!
+//! Gathered on demand by `handler/node`; `openmetrics` renders the same for machines. The figures that `forebay dev` shows
+//! (hits, misses, dirty, payload) stand at the top level.
+
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use bytes::Bytes;
+use forebay_shard::stats::ShardStats;
+use serde_json::{Value, json};
+
+use crate::config::budget::Budget;
+use crate::problem::Problem;
+use crate::proxy::blocks::Blocks;
+use crate::proxy::handler::Stage;
+use crate::proxy::metrics::{Outcome, Snapshot};
+use crate::proxy::report::CoreReport;
+use crate::proxy::topology::Topology;
+
+/// What does not change while a node runs.
+#[derive(Debug, Clone)]
+pub struct NodeFacts {
+    /// Names and ports.
+    pub topology: Topology,
+    /// When it started.
+    pub started: Instant,
+    /// The volumes' names.
+    pub volumes: Vec<String>,
+    /// The split of its memory.
+    pub budget: Budget,
+}
+
+/// A node at one moment.
+#[derive(Debug)]
+pub struct Status {
+    /// What does not change.
+    pub facts: NodeFacts,
+    /// Whether it serves.
+    pub stage: Stage,
+    /// Each core.
+    pub cores: Vec<CoreReport>,
+    /// All cores' requests.
+    pub requests: Snapshot,
+    /// Each shard.
+    pub shards: Vec<(u16, ShardStats)>,
+    /// All shards.
+    pub total: ShardStats,
+}
+
+impl Status {
+    /// Asks every core.
+    pub async fn gather<B: Blocks>(blocks: &B, facts: &NodeFacts, stage: Stage) -> Status {
+        let (cores, shards) = futures::future::join(blocks.reports(), blocks.stats()).await;
+        let (mut requests, mut total) = (Snapshot::default(), ShardStats::default());
+        cores.iter().for_each(|core| requests.add(&core.requests));
+        shards.iter().for_each(|(_, stats)| total.add(stats));
+        Status { facts: facts.clone(), stage, cores, requests, shards, total }
+    }
+
+    /// How long the oldest dirty record has been waiting; zero if there is none.
+    #[must_use]
+    pub fn dirty_oldest_age(&self) -> Duration {
+        let now_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis());
+        let now_ms = u64::try_from(now_ms).unwrap_or(u64::MAX);
+        let age_ms = self.total.dirty_oldest_unix_ms.map_or(0, |since_ms| now_ms.saturating_sub(since_ms));
+        Duration::from_millis(age_ms)
+    }
+
+    /// GETs answered from this node's memory or disk.
+    #[must_use]
+    pub fn hits(&self) -> u64 {
+        self.total.counts.hits_memory + self.total.counts.hits_disk
+    }
+
+    /// GETs that needed the origin, first or in company.
+    #[must_use]
+    pub fn misses(&self) -> u64 {
+        self.total.counts.misses + self.total.counts.collapsed
+    }
+
+    /// As JSON.
+    #[must_use]
+    pub fn to_json(&self) -> Bytes {
+        let total = &self.total;
+        let document = json!({
+            "node": self.facts.topology.node,
+            "version": env!("CARGO_PKG_VERSION"),
+            "state": self.stage_name(),
+            "uptime_seconds": self.facts.started.elapsed().as_secs(),
+            "volumes": self.facts.volumes,
+            "hits": self.hits(),
+            "misses": self.misses(),
+            "dirty_blocks": total.dirty_records,
+            "dirty_bytes": total.dirty_bytes,
+            "payload_bytes": self.requests.bytes_sent + self.requests.bytes_received,
+            "requests": self.requests_json(),
+            "dirty": self.dirty_json(),
+            "memory": self.memory_json(),
+            "cores": self.cores.iter().map(core_json).collect::<Vec<_>>(),
+            "shards": self.shards.iter().map(|(number, stats)| shard_json(*number, stats)).collect::<Vec<_>>(),
+        });
+        let mut text = serde_json::to_vec_pretty(&document).expect("it has only strings and numbers");
+        text.push(b'\n');
+        text.into()
+    }
+
+    /// `starting`, `ready` or `draining`.
+    #[must_use]
+    pub fn stage_name(&self) -> &'static str {
+        match self.stage {
+            Stage::Starting => "starting",
+            Stage::Ready => "ready",
+            Stage::Draining => "draining",
+        }
+    }
+
+    fn requests_json(&self) -> Value {
+        let requests = &self.requests;
+        let outcomes = Outcome::ALL.iter().filter(|outcome| requests.count(**outcome) > 0).map(|outcome| {
+            let us = |quantile| requests.quantile_us(*outcome, quantile);
+            let figures = json!({
+                "count": requests.count(*outcome), "p50_us": us(0.5), "p99_us": us(0.99), "max_us": us(1.0),
+            });
+            (outcome.label().to_owned(), figures)
+        });
+        let problems = Problem::ALL.iter().filter(|problem| requests.problems(**problem) > 0);
+        json!({
+            "outcomes": outcomes.collect::<serde_json::Map<_, _>>(),
+            "problems": problems
+                .map(|problem| (problem.slug().to_owned(), requests.problems(*problem).into()))
+                .collect::<serde_json::Map<_, _>>(),
+            "in_flight": requests.in_flight,
+            "hops": requests.hops,
+            "bytes_sent": requests.bytes_sent,
+            "bytes_received": requests.bytes_received,
+            "bodies_broken": requests.bodies_broken,
+            "bodies_repaired": requests.bodies_repaired,
+        })
+    }
+
+    fn dirty_json(&self) -> Value {
+        let total = &self.total;
+        json!({
+            "records": total.dirty_records,
+            "bytes": total.dirty_bytes,
+            "bytes_max": total.dirty_bytes_max,
+            "oldest_age_seconds": self.dirty_oldest_age().as_secs(),
+            "flushing": total.flushing,
+            "conflicts": total.conflicts_held,
+            "lost": total.lost_held,
+        })
+    }
+
+    fn memory_json(&self) -> Value {
+        let uses =
+            self.memory_uses().map(|(name, used, max)| (name.to_owned(), json!({ "bytes": used, "bytes_max": max })));
+        json!({
+            "bytes_max": self.facts.budget.memory_bytes,
+            "uses": uses.into_iter().collect::<serde_json::Map<_, _>>(),
+        })
+    }
+
+    /// What memory is used for: name, bytes in use, bytes at most.
+    #[must_use]
+    pub fn memory_uses(&self) -> [(&'static str, u64, u64); 4] {
+        let (total, budget) = (&self.total, &self.facts.budget);
+        [
+            ("tier", total.memory_bytes, budget.memory_tier_bytes),
+            ("fills", total.fill_bytes, budget.fill_bytes),
+            ("puts", self.requests.put_bytes_held, budget.put_bytes),
+            ("index", total.store.index_bytes, budget.index_bytes),
+        ]
+    }
+}
+
+fn core_json(core: &CoreReport) -> Value {
+    json!({
+        "core": core.core,
+        "connections": core.connections.open,
+        "requests_in_flight": core.requests.in_flight,
+        "queue_depth": core.queue_depth,
+    })
+}
+
+fn shard_json(number: u16, stats: &ShardStats) -> Value {
+    let store = &stats.store;
+    json!({
+        "shard": number,
+        "entries": store.entries,
+        "memory_blocks": stats.memory_blocks,
+        "fills": stats.fills,
+        "dirty_records": stats.dirty_records,
+        "regions": {
+            "free": store.regions_free, "sealed": store.regions_sealed, "quarantined": store.regions_quarantined,
+        },
+        "journal_used_bytes": store.journal_used_bytes,
+        "counts": stats.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
+            .collect::<serde_json::Map<_, _>>(),
+        "recovered": {
+            "entries": stats.recovery.entries,
+            "dirty_blocks": stats.recovery.dirty_blocks,
+            "tombstones": stats.recovery.tombstones,
+        },
+    })
+}
