@@ -113,7 +113,10 @@ async fn start(options: &Options, stop: &Stop) -> anyhow::Result<Running> {
     ca::prepare(&layout)?;
     let (s3, bucket, volumes) = match &options.existing {
         None => built_in(&layout, &plan)?,
-        Some(existing) => (None, existing.bucket(), existing.volumes()),
+        Some(existing) => {
+            existing.check().await?;
+            (None, existing.bucket(), existing.volumes())
+        }
     };
     existing::remember_origin(&layout, &bucket, &volumes)?;
     let (public_key, token) = keys::issue_token(&layout, &volumes)?;

@@ -79,12 +79,12 @@ impl<D: Disk, O: Origin, R: Runtime> Clone for Shard<D, O, R> {
 }
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
-    /// Makes the files of an empty shard.
+    /// Makes the files of an empty shard. The runtime draws the store's id and dates it.
     ///
     /// # Errors
     /// As [`Store::format`]: what is there is never overwritten.
-    pub async fn format(disk: &D, geometry: Geometry, node: &NodeIdentity) -> Result<(), StoreError> {
-        Store::<D, R>::format(disk, geometry, node).await
+    pub async fn format(disk: &D, runtime: &R, geometry: Geometry, node: &NodeIdentity) -> Result<(), StoreError> {
+        Store::<D, R>::format(disk, runtime, geometry, node).await
     }
 
     /// Recovers the shard from its disk and starts its flusher. Dirty blocks are known when this returns.

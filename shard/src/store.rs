@@ -5,20 +5,48 @@
 //! (recovery). The files below: `record` codec, `entry` and `index` in memory, `regions`, `append`, `commit`,
 //! `journal`, `checkpoint`, `recover`, `reclaim`.
 
-use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use forebay_io::checksum::{Digester, SumKey, piece_sum};
+use forebay_io::units::{PIECE_BYTES, piece_count};
 use forebay_io::{Disk, Runtime};
 
+use self::commit::{Change, Item};
+use self::entry::Place;
+use self::place::Draft;
+use self::publish::PutMode;
+use self::record::{PutRecord, Record};
+use self::regions::Epoch;
+use self::state::Core;
 use crate::config::{Geometry, SyncMode};
 use crate::error::StoreError;
 use crate::key::{BlockKey, Generation, Identity, IdentityKey};
-use crate::outcome::{Located, Pin};
+use crate::origin::Etag;
+use crate::outcome::{Located, PieceSums, Pin};
 use crate::read::ReadError;
 
+mod append;
 mod block;
+mod check;
+mod checkpoint;
+mod commit;
+mod entry;
+mod extension;
+mod footer;
+mod index;
+mod journal;
+mod lookup;
+mod open;
+mod place;
+mod publish;
+mod reclaim;
+mod record;
+mod recover;
+mod regions;
+mod scan;
+mod state;
 
 pub use block::{
     Appended, BeforeStore, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, Validity,
@@ -119,12 +147,12 @@ pub fn slab_name(shard: u16) -> String {
 
 /// The store of one shard on one disk. Cheap to clone; all clones are one store.
 pub struct Store<D: Disk, R: Runtime> {
-    inner: Rc<(PhantomData<D>, PhantomData<R>)>,
+    core: Rc<Core<D, R>>,
 }
 
 impl<D: Disk, R: Runtime> Clone for Store<D, R> {
     fn clone(&self) -> Self {
-        Store { inner: Rc::clone(&self.inner) }
+        Store { core: Rc::clone(&self.core) }
     }
 }
 
@@ -133,61 +161,105 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     ///
     /// # Errors
     /// `IoError::Exists` where there is one already: it is never overwritten.
-    pub async fn format(_disk: &D, _geometry: Geometry, _node: &NodeIdentity) -> Result<(), StoreError> {
-        Err(StoreError::Closing)
+    ///
+    /// # Panics
+    /// If the geometry is impossible; `Geometry` is validated at the edge.
+    pub async fn format(disk: &D, runtime: &R, geometry: Geometry, node: &NodeIdentity) -> Result<(), StoreError> {
+        open::format(disk, runtime, geometry, node).await
     }
 
     /// Recovers the store and starts its committer, reclaimer and checkpointer.
     ///
     /// # Errors
     /// [`StoreError::Foreign`] if the disk belongs to somebody else, else what the disk said.
-    pub async fn open(_disk: D, _runtime: R, _config: StoreConfig) -> Result<(Store<D, R>, Recovered), StoreError> {
-        Err(StoreError::Closing)
+    pub async fn open(disk: D, runtime: R, config: StoreConfig) -> Result<(Store<D, R>, Recovered), StoreError> {
+        let (core, recovered) = open::open(disk, runtime, config).await?;
+        Ok((Store { core }, recovered))
     }
 
     /// The identity of `key` on this node.
     #[must_use]
-    pub fn identity(&self, _key: &BlockKey) -> Identity {
-        Identity(0)
+    pub fn identity(&self, key: &BlockKey) -> Identity {
+        self.core.config.node.identity_key.identity(key)
     }
 
     /// The next number of this shard's one sequence.
     #[must_use]
     pub fn next_generation(&self) -> Generation {
-        Generation(0)
+        let mut state = self.core.state.borrow_mut();
+        state.next_generation += 1;
+        Generation(state.next_generation - 1)
     }
 
     /// What is known about `identity`, without touching the disk.
     #[must_use]
-    pub fn find(&self, _identity: Identity) -> Option<Found> {
-        None
+    pub fn find(&self, identity: Identity) -> Option<Found> {
+        self.core.state.borrow().found(identity)
     }
 
     /// Where the block of `identity` lies, its region pinned (I7) until [`Store::unpin`], its entry marked as used.
     /// `None` if there is no entry or only a tombstone.
     #[must_use]
-    pub fn locate(&self, _identity: Identity) -> Option<Located> {
-        None
+    pub fn locate(&self, identity: Identity) -> Option<Located> {
+        let entry = self.core.state.borrow().index.find(identity).filter(|entry| entry.place().is_some())?;
+        Some(self.core.locate_entry(&entry))
     }
 
     /// Gives back what [`Store::locate`] pinned; exactly once.
-    pub fn unpin(&self, _pin: Pin) {}
+    pub fn unpin(&self, pin: Pin) {
+        self.core.change(|state| state.unpin(pin.region));
+    }
 
     /// Appends a block. Resolves when it is published; for dirty blocks and `Commit::Durable` that is after the sync.
+    /// Dropping the future does not undo what was queued.
     ///
     /// # Errors
     /// [`StoreError::Full`] if no region became free in time, [`StoreError::Disk`] if a write of this block or the
     /// sync failed (nothing is published), [`StoreError::Failed`] and [`StoreError::Closing`].
-    pub async fn append(&self, _block: NewBlock) -> Result<Appended, StoreError> {
-        Err(StoreError::Closing)
+    ///
+    /// # Panics
+    /// If the block contradicts itself: frames and length, record and block.
+    pub async fn append(&self, block: NewBlock) -> Result<Appended, StoreError> {
+        let frames_bytes: usize = block.frames.iter().map(Bytes::len).sum();
+        assert_eq!(frames_bytes, block.len_bytes as usize, "the frames are the content");
+        let (mode, dirty) = match &block.kind {
+            NewKind::Clean { validity, commit: Commit::Lazy } => (PutMode::Fill(validity.clone()), None),
+            NewKind::Clean { validity, commit: Commit::Durable } => (PutMode::Confirmed(validity.clone()), None),
+            NewKind::Dirty(record) => {
+                assert_eq!(record.identity, block.identity, "the record is that of the block");
+                assert_eq!((record.generation, record.len_bytes()), (block.generation, block.len_bytes));
+                (PutMode::Dirty(Rc::clone(record)), Some(Box::new((**record).clone())))
+            }
+        };
+        let put = PutRecord {
+            identity: block.identity,
+            generation: block.generation,
+            at: Place { region: 0, place: 0 },
+            epoch: Epoch(0),
+            len_bytes: block.len_bytes,
+            sums: sums_of(&block),
+            etag: Some(block.etag),
+            dirty,
+        };
+        self.core.state.borrow().writable()?;
+        if !self.core.state.borrow().admits(put.identity, put.generation, &mode) {
+            return Ok(Appended::Invalidated);
+        }
+        let decided = self.core.place(Draft { put, frames: block.frames, mode }).await?;
+        decided.await.unwrap_or(Err(StoreError::Closing))
     }
 
     /// Makes a delete durable, then publishes it: the key answers as absent and is dirty.
     ///
     /// # Errors
     /// As [`Store::append`], but for `Full`.
-    pub async fn tombstone(&self, _record: Rc<DirtyRecord>) -> Result<(), StoreError> {
-        Err(StoreError::Closing)
+    pub async fn tombstone(&self, record: Rc<DirtyRecord>) -> Result<(), StoreError> {
+        assert_eq!(record.kind, DirtyKind::Tombstone, "a block is appended");
+        self.core.state.borrow().writable()?;
+        let (item, decided) =
+            Item::awaited(&Record::Tombstone((*record).clone()), Change::Tombstone(Rc::clone(&record)));
+        self.core.queue(item);
+        decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
     }
 
     /// Drops a clean entry of at most this generation, durably, whatever was queued before it included. A dirty entry
@@ -195,48 +267,98 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     ///
     /// # Errors
     /// As [`Store::tombstone`].
-    pub async fn remove(&self, _identity: Identity, _up_to: Generation) -> Result<(), StoreError> {
-        Err(StoreError::Closing)
+    pub async fn remove(&self, identity: Identity, up_to: Generation) -> Result<(), StoreError> {
+        self.core.state.borrow().writable()?;
+        let (item, decided) = Item::awaited(&Record::Remove { identity, up_to }, Change::Remove { identity, up_to });
+        self.core.queue(item);
+        decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
     }
 
     /// Drops a clean entry of this very generation at once: its bytes rotted. Journaled with a later commit.
-    pub fn forget(&self, _identity: Identity, _generation: Generation) {}
+    pub fn forget(&self, identity: Identity, generation: Generation) {
+        let is_dropped = self.core.change(|state| {
+            let current = state.index.find(identity).filter(|entry| entry.generation() == generation);
+            current.is_some() && state.publish_remove(identity, generation)
+        });
+        if is_dropped {
+            self.core.queue(Item::applied(&Record::Remove { identity, up_to: generation }));
+        }
+    }
 
     /// The origin confirmed this generation: a dirty block becomes clean, a tombstone goes; if it is not current any
     /// more, nothing happens (I9). Journaled with a later commit.
-    pub fn flushed(&self, _identity: Identity, _generation: Generation) {}
+    pub fn flushed(&self, identity: Identity, generation: Generation) {
+        if self.core.change(|state| state.mark_flushed(identity, generation)) {
+            self.core.queue(Item::applied(&Record::Flushed { identity, generation }));
+            self.core.signals.reclaim.notify(1);
+        }
+    }
 
     /// Reads a located block whole, verified. It stays pinned.
     ///
     /// # Errors
     /// [`ReadError`].
-    pub async fn read(&self, _located: &Located) -> Result<Bytes, ReadError> {
-        Err(ReadError::Rot { piece_index: 0 })
+    pub async fn read(&self, located: &Located) -> Result<Bytes, ReadError> {
+        self.core.read_whole(located).await
     }
 
     /// Content bytes of dirty blocks (I10).
     #[must_use]
     pub fn dirty_bytes(&self) -> u64 {
-        0
+        self.core.state.borrow().dirty_bytes
     }
 
     /// Figures for status and metrics.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        StoreStats::default()
+        self.core.state.borrow().stats()
     }
 
-    /// Asserts I1, I4, I7 and that regions and entries agree. Walks everything: for tests and after simulated steps.
-    pub fn check(&self) {}
+    /// Asserts I1, I4, I7, I10 and that regions and entries agree. Walks everything: for tests and simulated steps.
+    pub fn check(&self) {
+        self.core.state.borrow().check(self.core.superblock.region_bytes);
+    }
 
     /// Writes a checkpoint now.
     ///
     /// # Errors
-    /// What the disk said.
+    /// What the disk said; the earlier checkpoint and the journal still count.
     pub async fn checkpoint(&self) -> Result<(), StoreError> {
-        Err(StoreError::Closing)
+        self.core.checkpoint().await
     }
 
     /// Commits what is pending, writes a checkpoint, stops the tasks. Later writes fail with [`StoreError::Closing`].
-    pub async fn close(&self) {}
+    pub async fn close(&self) {
+        self.core.close().await;
+    }
+}
+
+/// The sums of a block. One piece's sum follows from the digest that its bytes were received with; larger blocks are
+/// hashed once more, piece by piece.
+fn sums_of(block: &NewBlock) -> PieceSums {
+    let key = SumKey { identity: block.identity.0, generation: block.generation.0 };
+    let count = piece_count(u64::from(block.len_bytes));
+    if let (1, Etag::Digest(digest)) = (count, &block.etag) {
+        return PieceSums::One(piece_sum(key, 0, block.len_bytes as usize, *digest));
+    }
+    let mut sums = Vec::with_capacity(count);
+    let (mut digester, mut piece_bytes) = (Digester::default(), 0);
+    for frame in &block.frames {
+        let mut rest = &frame[..];
+        while !rest.is_empty() {
+            let (now, later) = rest.split_at(rest.len().min(PIECE_BYTES - piece_bytes));
+            digester.update(now);
+            piece_bytes += now.len();
+            rest = later;
+            if piece_bytes == PIECE_BYTES {
+                sums.push(piece_sum(key, sums.len(), piece_bytes, digester.finish()));
+                (digester, piece_bytes) = (Digester::default(), 0);
+            }
+        }
+    }
+    if sums.len() < count {
+        sums.push(piece_sum(key, sums.len(), piece_bytes, digester.finish()));
+    }
+    assert_eq!(sums.len(), count, "one sum per piece");
+    if let [sum] = sums[..] { PieceSums::One(sum) } else { PieceSums::Many(sums.into()) }
 }

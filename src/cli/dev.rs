@@ -1,4 +1,7 @@
 //! `forebay dev`: flags only; `crate::dev` does the work.
+//!
+//! What contradicts itself (`--restart` with anything that starts something, `--prefix` without a bucket) is refused
+//! here, with exit code 2; everything else that may be wrong is found by `crate::dev`, one line with the fix each.
 
 use std::path::PathBuf;
 use std::time::Duration;

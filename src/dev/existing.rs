@@ -1,21 +1,32 @@
 //! `forebay dev --endpoint URL --bucket B`: an existing bucket in place of the built-in server's.
 //!
-//! Called by `dev.rs` before the proxies start. The credentials are those of the usual places; they are not written
-//! down.
+//! Called by `dev.rs` before the proxies start. One request shows what would otherwise fail later, on each block: wrong
+//! keys, region, bucket, clock. The credentials are those of the usual places; they are not written down.
 //! The directory remembers which bucket its disks are a cache of, so that blocks of one are never served for another.
 
 use std::fs;
 use std::io::ErrorKind;
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, anyhow, bail};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{Layout, Secrecy, write_whole};
 use super::node_config::{Bucket, Mode, Volume};
 use super::{BUILT_IN_BUCKET, demo_volumes};
+use crate::origin::{CredentialSource, OriginPool, StoreSettings, VolumeSettings};
 
 /// The volume that is the bucket itself, below the prefix.
 const WHOLE_VOLUME: &str = "bucket";
+
+/// What the words of the origin pool are called here.
+const FLAGS: &str = "see --endpoint, --region, --bucket and AWS_ACCESS_KEY_ID or ~/.aws/credentials";
+
+/// A service that doesn't answer by then won't.
+const CHECK_BOUND: Duration = Duration::from_secs(10);
+
+/// The default block size of a volume.
+const BLOCK_BYTES_MAX: u32 = 4 << 20;
 
 /// A bucket that is there already.
 #[derive(Debug, Clone)]
@@ -60,6 +71,26 @@ impl ExistingBucket {
                 volumes
             }
         }
+    }
+
+    /// Lists one key, as the proxies' own origin pool would.
+    ///
+    /// # Errors
+    /// One line with the fix: no credentials, wrong ones, wrong region, no such bucket, a clock that is off, no answer.
+    pub async fn check(&self) -> anyhow::Result<()> {
+        let mut store =
+            StoreSettings::new(WHOLE_VOLUME, &self.endpoint, &self.region, &self.name, CredentialSource::Usual);
+        store.deadline = CHECK_BOUND;
+        let volume = VolumeSettings {
+            name: WHOLE_VOLUME.into(),
+            store: WHOLE_VOLUME.into(),
+            prefix: self.prefix.clone(),
+            block_bytes_max: BLOCK_BYTES_MAX,
+        };
+        let what = || format!("bucket {} at {} can't be used ({FLAGS})", self.name, self.endpoint);
+        let pool = OriginPool::start(vec![store], &[volume], 1).with_context(what)?;
+        let answer = pool.handle().check_store(WHOLE_VOLUME).await;
+        answer.map_err(|e| anyhow!("{}", e.detail)).with_context(what)
     }
 }
 

@@ -13,6 +13,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::layout::Layout;
+use crate::proxy::executor::usable_cpus;
 use crate::proxy::preflight;
 
 /// Disk space of each proxy.
@@ -137,23 +138,6 @@ impl Plan {
     }
 }
 
-/// The CPUs this process may run on, in order; the first alone if the kernel doesn't say.
-fn usable_cpus() -> Vec<usize> {
-    let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let list = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap_or_default();
-    let cpus = cpu_list(list.trim());
-    if cpus.is_empty() { vec![0] } else { cpus }
-}
-
-/// Reads the kernel's form of a set of CPUs: `0-3,8`.
-fn cpu_list(list: &str) -> Vec<usize> {
-    let range = |part: &str| {
-        let (first, last) = part.split_once('-').unwrap_or((part, part));
-        Some(first.parse::<usize>().ok()?..=last.parse::<usize>().ok()?)
-    };
-    list.split(',').filter_map(range).flatten().collect()
-}
-
 /// The `count` cores of proxy `index`: others than its neighbour's where there are enough.
 fn deal(cpus: &[usize], count: usize, index: usize) -> Vec<usize> {
     let mut dealt: Vec<usize> = (0..count).map(|n| cpus[(index * count + n) % cpus.len()]).collect();
@@ -269,13 +253,6 @@ mod tests {
         assert_ne!(shards(&layout, 0, 2).unwrap(), 7, "nothing is formatted yet");
         fs::write(files.disk.join("shard-000.slab"), "x").unwrap();
         assert_eq!(shards(&layout, 0, 2).unwrap(), 7);
-    }
-
-    #[test]
-    fn the_kernels_list_of_cpus_is_read() {
-        assert_eq!(cpu_list("0-1,4,6-7"), [0, 1, 4, 6, 7]);
-        assert_eq!(cpu_list(""), [0; 0]);
-        assert!(!usable_cpus().is_empty());
     }
 
     #[test]

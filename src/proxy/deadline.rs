@@ -23,6 +23,8 @@ pub struct Deadlines {
     pub idle: Duration,
     /// The window in which a body must arrive, or at least `window_bytes_min` of it.
     pub body: Duration,
+    /// For a request's whole body, however steadily it arrives.
+    pub whole_body: Duration,
     /// The window in which the client must take its answer, or at least `window_bytes_min` of it.
     pub reader: Duration,
     /// See `body` and `reader`.
@@ -36,7 +38,8 @@ impl Default for Deadlines {
             header: Duration::from_secs(10),
             idle: Duration::from_secs(75),
             body: Duration::from_secs(20),
-            reader: Duration::from_secs(20),
+            whole_body: Duration::from_secs(300),
+            reader: Duration::from_secs(30),
             window_bytes_min: 64 << 10,
         }
     }
@@ -90,6 +93,8 @@ pub(super) struct Activity {
     pub(super) requests: Cell<u64>,
     read_bytes_at_idle: Cell<u64>,
     mark: Cell<Mark>,
+    /// The request whose body was last waited for, by number, and since when.
+    body: Cell<(u64, Duration)>,
     signal: Cell<Signal>,
     waker: RefCell<Option<Waker>>,
 }
@@ -120,6 +125,7 @@ impl Activity {
             requests: Cell::new(0),
             read_bytes_at_idle: Cell::new(0),
             mark: Cell::new(mark),
+            body: Cell::new((0, now)),
             signal: Cell::new(Signal::None),
             waker: RefCell::new(None),
         }
@@ -168,6 +174,9 @@ impl Activity {
             Waiting::Reader => self.written_bytes.get() - mark.written_bytes,
             Waiting::Handshake | Waiting::Idle | Waiting::Header | Waiting::Us => 0,
         };
+        if waiting == Waiting::Body && self.body_is_overdue(now, deadlines) {
+            return Some(waiting);
+        }
         let began_anew = waiting != mark.waiting || self.requests.get() != mark.requests;
         if began_anew || moved_bytes >= deadlines.window_bytes_min {
             self.mark.set(Mark {
@@ -188,6 +197,15 @@ impl Activity {
             Waiting::Us => return None,
         };
         (now.saturating_sub(mark.since) >= limit).then_some(waiting)
+    }
+
+    fn body_is_overdue(&self, now: Duration, deadlines: &Deadlines) -> bool {
+        let (request, since) = self.body.get();
+        if request != self.requests.get() {
+            self.body.set((self.requests.get(), now));
+            return false;
+        }
+        now.saturating_sub(since) >= deadlines.whole_body
     }
 
     /// Tells the connection's task. An expiry is final; a drain gives way to it.
@@ -236,6 +254,7 @@ mod tests {
         header: Duration::from_secs(2),
         idle: Duration::from_secs(3),
         body: Duration::from_secs(4),
+        whole_body: Duration::from_secs(30),
         reader: Duration::from_secs(5),
         window_bytes_min: 100,
     };
@@ -299,6 +318,8 @@ mod tests {
             streaming.read_bytes.set(streaming.read_bytes.get() + 50);
             assert_eq!(streaming.check(at(second), &DEADLINES), None, "at {second} s");
         }
+        streaming.read_bytes.set(streaming.read_bytes.get() + 5_000);
+        assert_eq!(streaming.check(at(30), &DEADLINES), Some(Waiting::Body), "the whole body has a deadline too");
     }
 
     #[test]

@@ -36,8 +36,6 @@ pub use super::tls::Protocol;
 
 /// hyper's read buffer: large enough for a head, small enough for DESIGN.md §4.5.
 const READ_BUFFER_BYTES: usize = 64 << 10;
-/// HTTP/2: requests in flight per connection.
-const STREAMS_MAX: u32 = 128;
 /// HTTP/2: what a client may send ahead per request, and per connection.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;
 const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
@@ -93,6 +91,8 @@ pub struct Serving<S> {
     pub tls: TlsConfig,
     /// The bounds of a request's head.
     pub heads: HeadLimits,
+    /// HTTP/2: requests in flight per connection.
+    pub http2_streams_max: u32,
     /// Beats while requests are in flight.
     pub heartbeat: Rc<Heartbeat>,
     /// The core's open connections.
@@ -208,7 +208,7 @@ async fn serve_http2<S: Service>(
     let heads = serving.heads;
     let mut http = pin!(
         http2::Builder::new(OnThisCore)
-            .max_concurrent_streams(STREAMS_MAX)
+            .max_concurrent_streams(serving.http2_streams_max)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
             .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .max_send_buf_size(STREAM_SEND_BYTES)

@@ -96,6 +96,7 @@ impl NullServer {
                 service: Rc::new(NullService { body_bytes: options.body_bytes, bodies: RefCell::default() }),
                 tls,
                 heads: HeadLimits::default(),
+                http2_streams_max: 64,
                 heartbeat: Heartbeat::start(options.beat),
                 connections: Rc::clone(&connections),
                 batches: Batches::new(BATCH_BYTES),

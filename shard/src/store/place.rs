@@ -1,0 +1,205 @@
+//! Finding a place for a record: reserve in the stream's open region, seal it when it is full, open the next.
+//!
+//! Called by `Store::append` and by relocation. Upholds I1: a region takes its first byte only after its `RegionOpen` is
+//! durable, and after a failed write never again. A caller waits for a free region, but not for ever.
+
+use std::pin::pin;
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_io::{Disk, IoError, Runtime};
+use futures::channel::oneshot;
+use futures::future::{Either, select};
+
+use super::append::{Launch, OpenRegion};
+use super::commit::{Change, Decided, Item, encoded};
+use super::entry::Place;
+use super::publish::PutMode;
+use super::record::{PutRecord, Record};
+use super::regions::{RegionState, StreamKind};
+use super::state::{Core, State};
+use crate::error::StoreError;
+
+/// How long an append waits for a free region before it is declined.
+pub const FULL_WAIT: Duration = Duration::from_secs(2);
+
+/// A record without a place.
+pub struct Draft {
+    /// Everything but place and epoch, which are filled in.
+    pub put: PutRecord,
+    /// The content.
+    pub frames: Vec<Bytes>,
+    /// How it will be published.
+    pub mode: PutMode,
+}
+
+impl Draft {
+    fn stream(&self) -> StreamKind {
+        match self.mode {
+            PutMode::Dirty(_) | PutMode::Relocation { .. } => StreamKind::Dirty,
+            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Replay => StreamKind::Clean,
+        }
+    }
+
+    /// Free regions that must remain after this draft opened one: the last is for relocation, which makes more.
+    fn spared(&self) -> u32 {
+        match self.mode {
+            PutMode::Relocation { .. } => 0,
+            _ => 1,
+        }
+    }
+}
+
+/// What an attempt to place a draft came to.
+enum Attempt {
+    Placed(oneshot::Receiver<Decided>, Option<Launch>),
+    /// No region is open; the one that was, if so, is full.
+    NoRegion(Option<OpenRegion>),
+}
+
+impl<D: Disk, R: Runtime> Core<D, R> {
+    /// Reserves a place for `draft` and queues its record. The receiver tells how its commit ended.
+    ///
+    /// # Errors
+    /// [`StoreError::Full`] after [`FULL_WAIT`] without a free region; `Failed` and `Closing`.
+    pub async fn place(self: &Rc<Self>, mut draft: Draft) -> Result<oneshot::Receiver<Decided>, StoreError> {
+        let kind = draft.stream();
+        let mut patience = pin!(self.runtime.sleep(FULL_WAIT));
+        loop {
+            let changed = self.signals.regions.listen();
+            match self.change(|state| state.attempt(&mut draft, self.superblock.region_bytes))? {
+                Attempt::Placed(decided, launch) => {
+                    if let Some(launch) = launch {
+                        self.launch(launch);
+                    }
+                    self.signals.queue.notify(1);
+                    return Ok(decided);
+                }
+                Attempt::NoRegion(full) => {
+                    if let Some(full) = full {
+                        self.seal(full);
+                    }
+                    self.want_region(kind, draft.spared());
+                }
+            }
+            if let Either::Right(_) = select(changed, patience.as_mut()).await {
+                return Err(StoreError::Full);
+            }
+        }
+    }
+
+    /// Writes a batch in a task of its own: whoever waits for it may go away.
+    pub fn launch(self: &Rc<Self>, launch: Launch) {
+        let core = Rc::clone(self);
+        self.runtime.spawn(async move {
+            let written = launch.write(&core.disk, &core.slab, core.region_at(launch.region)).await;
+            let outcome = written.map_err(Rc::new);
+            if let Err(error) = &outcome {
+                core.quarantine(launch.region, error);
+            }
+            launch.batch.resolve(outcome);
+        });
+    }
+
+    /// Takes a region out of use after a failed write. Good records in it are still served.
+    fn quarantine(&self, region: u32, error: &Rc<IoError>) {
+        tracing::error!(shard = self.superblock.shard, region, %error, "a write failed; the region is quarantined");
+        let unwritten = self.change(|state| {
+            state.regions.at_mut(region).state = RegionState::Quarantined;
+            let stream = state.streams.iter_mut().find(|stream| is_open(stream.open.as_ref(), region))?;
+            stream.open.take()?.seal_batch()
+        });
+        if let Some(launch) = unwritten {
+            launch.batch.resolve(Err(Rc::clone(error)));
+        }
+        self.signals.regions.notify(usize::MAX);
+    }
+
+    /// Opens the next region of a stream unless that is under way, and lets the reclaimer look whether it has work.
+    fn want_region(self: &Rc<Self>, kind: StreamKind, spared: u32) {
+        let target = self.free_target();
+        let taken = self.change(|state| {
+            let free = state.regions.count_in(RegionState::Free);
+            if free <= target {
+                self.signals.reclaim.notify(1);
+            }
+            let stream = state.stream(kind);
+            if stream.opening || stream.open.is_some() || free <= spared {
+                return None;
+            }
+            stream.opening = true;
+            state.regions.take_free()
+        });
+        if let Some((region, epoch)) = taken {
+            // Nobody waits for the answer: publishing opens the region and tells the appends.
+            let record = Record::RegionOpen { region, epoch, stream: kind };
+            let change = Change::RegionOpen { region, epoch, stream: kind };
+            self.queue(Item { encoded: encoded(&record), change, answer: None });
+        }
+    }
+
+    /// Launches the last batch of a full region and writes its footer behind it.
+    fn seal(self: &Rc<Self>, mut full: OpenRegion) {
+        if let Some(launch) = full.seal_batch() {
+            self.launch(launch);
+        }
+        let core = Rc::clone(self);
+        self.runtime.spawn(async move {
+            let region_end = core.region_at(full.region) + core.superblock.region_bytes;
+            let store_id = core.superblock.store_id;
+            let written = full.footer.write(&core.disk, &core.slab, store_id, full.epoch, region_end).await;
+            if let Err(error) = written {
+                tracing::warn!(region = full.region, %error, "a footer was not written; reclaim will scan the index");
+            }
+            let mut state = core.state.borrow_mut();
+            let region = state.regions.at_mut(full.region);
+            assert_eq!(region.epoch, full.epoch, "I1: a region is not reused while it is being sealed");
+            if region.state == RegionState::Sealing {
+                region.state = RegionState::Sealed;
+            }
+            core.signals.reclaim.notify(1);
+        });
+    }
+}
+
+impl State {
+    fn attempt(&mut self, draft: &mut Draft, region_bytes: u64) -> Result<Attempt, StoreError> {
+        self.writable()?;
+        let len_bytes = draft.put.len_bytes;
+        assert!(u64::from(len_bytes) <= region_bytes / 2, "a region holds several blocks, so one block fits into it");
+        let kind = draft.stream();
+        let Some(open) = self.stream(kind).open.as_mut() else { return Ok(Attempt::NoRegion(None)) };
+        let offset = open.next_offset(len_bytes);
+        if offset >= region_bytes {
+            return Ok(Attempt::NoRegion(self.take_full(kind)));
+        }
+        draft.put.at = Place::new(open.region, offset);
+        draft.put.epoch = open.epoch;
+        let record = Record::Put(draft.put.clone());
+        let line = encoded(&record);
+        // A `Bytes` clone shares the content.
+        let Some(batch) = open.reserve(offset, len_bytes, draft.frames.clone(), &line) else {
+            return Ok(Attempt::NoRegion(self.take_full(kind)));
+        };
+        let launch = if open.is_batch_full() { open.seal_batch() } else { None };
+        let region = self.regions.at_mut(draft.put.at.region);
+        assert_eq!(region.state, RegionState::Open(kind), "I1: only an open region takes bytes");
+        region.uncommitted += 1;
+        self.counters.appended_bytes += u64::from(len_bytes);
+        let change = Change::Put { put: draft.put.clone(), mode: draft.mode.clone(), batch };
+        let (answer, decided) = oneshot::channel();
+        self.queue.push_back(Item { encoded: line, change, answer: Some(answer) });
+        Ok(Attempt::Placed(decided, launch))
+    }
+
+    fn take_full(&mut self, kind: StreamKind) -> Option<OpenRegion> {
+        let full = self.stream(kind).open.take()?;
+        self.regions.at_mut(full.region).state = RegionState::Sealing;
+        Some(full)
+    }
+}
+
+fn is_open(open: Option<&OpenRegion>, region: u32) -> bool {
+    open.is_some_and(|open| open.region == region)
+}

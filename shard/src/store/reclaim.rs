@@ -1,0 +1,231 @@
+//! Reclaim: whole regions become free again, ahead of need.
+//!
+//! One task. It takes the oldest sealed region (see `regions`), evicts its clean entries, appends its dirty ones again with
+//! the same generation, and leaves the region to free itself when no entry and no pin is left. Upholds I4 (dirty is
+//! moved, never evicted) and I7. The eviction itself is not journaled: the `RegionOpen` that reuses the region, durable
+//! behind everything that emptied it, invalidates whatever recovery would still find there.
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_io::{Disk, Runtime};
+use futures::future::{join_all, select};
+
+use super::block::Appended;
+use super::entry::{Entry, Place, State as EntryIs};
+use super::footer;
+use super::place::Draft;
+use super::publish::PutMode;
+use super::record::Record;
+use super::regions::RegionState;
+use super::state::{Core, Life, State};
+use crate::error::StoreError;
+use crate::key::{Generation, Identity};
+use crate::read::ReadError;
+
+/// Identities looked up while the state is borrowed.
+const SLICE_COUNT: usize = 256;
+/// Dirty blocks moved at once: few enough to leave the device to the requests, enough to share a commit.
+const MOVES_MAX: usize = 64;
+const MOVE_BYTES_MAX: u64 = 16 << 20;
+/// After a region could not be reclaimed.
+const RETRY_AFTER: Duration = Duration::from_millis(100);
+
+/// How the reclaim of one region went.
+enum Reclaimed {
+    /// It is free, or will be with its last pin.
+    Emptied,
+    /// Its dirty blocks found no place now; it is sealed again.
+    Postponed,
+    /// A dirty block in it can't be read: it is quarantined, nothing in it is lost by us.
+    Rotten,
+}
+
+impl<D: Disk, R: Runtime> Core<D, R> {
+    /// The reclaimer's task: ends when the store closes.
+    pub async fn run_reclaimer(self: Rc<Self>) {
+        loop {
+            let changed = self.signals.reclaim.listen();
+            let candidate = {
+                let state = self.state.borrow();
+                if state.life != Life::Running {
+                    return;
+                }
+                let is_needed = state.regions_to_come() < self.free_target();
+                is_needed.then(|| state.regions.reclaim_candidate(self.superblock.region_bytes)).flatten()
+            };
+            let Some(region) = candidate else {
+                changed.await;
+                continue;
+            };
+            match self.reclaim(region).await {
+                Reclaimed::Emptied | Reclaimed::Rotten => {}
+                Reclaimed::Postponed => {
+                    let pause = std::pin::pin!(self.runtime.sleep(RETRY_AFTER));
+                    select(changed, pause).await;
+                }
+            }
+        }
+    }
+
+    async fn reclaim(self: &Rc<Self>, region: u32) -> Reclaimed {
+        let epoch = self.change(|state| {
+            let at = state.regions.at_mut(region);
+            assert!(at.state == RegionState::Sealed && at.uncommitted == 0, "I1: only a decided region is reclaimed");
+            at.state = RegionState::Reclaiming;
+            at.epoch
+        });
+        let region_at = self.region_at(region);
+        let region_end = region_at + self.superblock.region_bytes;
+        let listed = footer::read(&self.slab, self.superblock.store_id, epoch, region_at, region_end).await;
+        let mut dirty = match listed {
+            Some(identities) => self.evict_clean(region, &identities).await,
+            None => self.evict_scanning(region).await,
+        };
+        loop {
+            for wave in waves(std::mem::take(&mut dirty)) {
+                match self.move_all(region, wave).await {
+                    Ok(()) => {}
+                    Err(reclaimed) => return reclaimed,
+                }
+            }
+            self.change(|state| state.settle(region));
+            if self.state.borrow().regions.at(region).live == 0 {
+                return Reclaimed::Emptied;
+            }
+            // A footer that misses entries, or blocks that were flushed before they could be moved.
+            dirty = self.evict_scanning(region).await;
+            self.runtime.yield_now().await;
+        }
+    }
+
+    /// Evicts the clean entries among `identities`, returns the dirty ones.
+    async fn evict_clean(&self, region: u32, identities: &[Identity]) -> Vec<Entry> {
+        let mut dirty = Vec::new();
+        for slice in identities.chunks(SLICE_COUNT) {
+            self.change(|state| {
+                let entries = slice.iter().filter_map(|identity| state.index.find(*identity)).collect::<Vec<_>>();
+                state.evict_among(&entries, region, &mut dirty);
+            });
+            self.runtime.yield_now().await;
+        }
+        dirty.sort_unstable_by_key(Entry::identity);
+        dirty.dedup();
+        dirty
+    }
+
+    /// The same without a footer: by walking the index.
+    async fn evict_scanning(&self, region: u32) -> Vec<Entry> {
+        let (mut dirty, mut after) = (Vec::new(), None);
+        loop {
+            let is_done = self.change(|state| {
+                let slice = state.index.slice_after(after, SLICE_COUNT * 4);
+                after = slice.last().map(Entry::identity);
+                state.evict_among(&slice, region, &mut dirty);
+                slice.is_empty() || state.regions.at(region).live as usize == dirty.len()
+            });
+            if is_done {
+                return dirty;
+            }
+            self.runtime.yield_now().await;
+        }
+    }
+
+    async fn move_all(self: &Rc<Self>, region: u32, wave: Vec<Entry>) -> Result<(), Reclaimed> {
+        let moves = wave.into_iter().map(|entry| self.move_one(entry));
+        let mut worst = Ok(());
+        for moved in join_all(moves).await {
+            match moved {
+                Ok(()) => {}
+                Err(Stuck::Unreadable(error)) => {
+                    tracing::error!(shard = self.superblock.shard, region, %error, "a dirty block can't be read");
+                    self.change(|state| state.regions.at_mut(region).state = RegionState::Quarantined);
+                    worst = Err(Reclaimed::Rotten);
+                }
+                Err(Stuck::NoPlace(_)) if worst.is_ok() => {
+                    self.change(|state| state.regions.at_mut(region).state = RegionState::Sealed);
+                    worst = Err(Reclaimed::Postponed);
+                }
+                Err(Stuck::NoPlace(_)) => {}
+            }
+        }
+        worst
+    }
+
+    /// Appends a dirty block again. Nothing happens if it was flushed or superseded meanwhile.
+    async fn move_one(self: &Rc<Self>, entry: Entry) -> Result<(), Stuck> {
+        let from = entry.place().expect("a block has a place");
+        let Some(put) = self.state.borrow().dirty_at(&entry, from) else { return Ok(()) };
+        let Record::Put(put) = put else { return Ok(()) };
+        let located = self.locate_entry(&entry);
+        let content = self.read_whole(&located).await;
+        self.change(|state| state.unpin(located.pin.region));
+        let content = match content {
+            Ok(content) => content,
+            // Superseded and rotten is of no interest any more.
+            Err(_) if self.state.borrow().dirty_at(&entry, from).is_none() => return Ok(()),
+            Err(error) => return Err(Stuck::Unreadable(error)),
+        };
+        assert_eq!(content.len(), put.len_bytes as usize, "what was verified has its length");
+        let frames: Vec<Bytes> = vec![content];
+        let draft = Draft { put, frames, mode: PutMode::Relocation { from } };
+        let decided = self.place(draft).await.map_err(Stuck::NoPlace)?;
+        match decided.await {
+            Ok(Ok(Appended::Published)) => self.change(|state| state.counters.relocated += 1),
+            Ok(Ok(Appended::Invalidated)) => {}
+            Ok(Err(error)) => return Err(Stuck::NoPlace(error)),
+            Err(_) => return Err(Stuck::NoPlace(StoreError::Closing)),
+        }
+        Ok(())
+    }
+}
+
+/// Why a dirty block stays where it is.
+enum Stuck {
+    Unreadable(ReadError),
+    NoPlace(#[allow(dead_code)] StoreError),
+}
+
+impl State {
+    /// Regions that are free or only wait for a pin.
+    fn regions_to_come(&self) -> u32 {
+        let comes = |state, live| state == RegionState::Free || (state == RegionState::Reclaiming && live == 0);
+        self.regions.iter().filter(|(_, region)| comes(region.state, region.live)).count() as u32
+    }
+
+    fn evict_among(&mut self, entries: &[Entry], region: u32, dirty: &mut Vec<Entry>) {
+        for entry in entries.iter().filter(|entry| entry.place().is_some_and(|at| at.region == region)) {
+            match entry.state() {
+                EntryIs::Clean => self.evict(*entry),
+                EntryIs::Dirty => dirty.push(*entry),
+                EntryIs::Tombstone => unreachable!("a tombstone has no place"),
+            }
+        }
+    }
+
+    /// The record of a dirty block if it still is this one at this place.
+    fn dirty_at(&self, entry: &Entry, from: Place) -> Option<Record> {
+        let current = self.index.find(entry.identity())?;
+        let same: (Generation, Option<Place>) = (entry.generation(), Some(from));
+        let is_same = (current.generation(), current.place()) == same && current.state() == EntryIs::Dirty;
+        is_same.then(|| self.record_of(&current))
+    }
+}
+
+/// Cuts the work so that only so many blocks and bytes are in memory at once.
+fn waves(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
+    let mut waves: Vec<Vec<Entry>> = Vec::new();
+    let mut bytes = 0;
+    for entry in entries {
+        bytes += u64::from(entry.len_bytes());
+        match waves.last_mut() {
+            Some(wave) if wave.len() < MOVES_MAX && bytes <= MOVE_BYTES_MAX => wave.push(entry),
+            _ => {
+                bytes = u64::from(entry.len_bytes());
+                waves.push(vec![entry]);
+            }
+        }
+    }
+    waves
+}

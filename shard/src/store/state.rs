@@ -1,0 +1,182 @@
+//! Everything a running store remembers, and the core that its tasks share.
+//!
+//! `Store`, committer, reclaimer and checkpointer borrow [`State`] for short stretches, never across an await. One
+//! thread (I12), so no locks. Upholds nothing by itself: `publish` is the only file that changes entries.
+
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::rc::Rc;
+
+use event_listener::Event;
+use forebay_io::superblock::Superblock;
+use forebay_io::{Disk, IoError, Runtime};
+use std::collections::HashMap;
+
+use super::append::Stream;
+use super::block::DirtyRecord;
+use super::commit::Item;
+use super::extension::Extensions;
+use super::index::Index;
+use super::journal::Journal;
+use super::regions::{RegionTable, StreamKind};
+use super::{StoreConfig, StoreStats};
+use crate::error::StoreError;
+use crate::key::Identity;
+
+/// The mutable part of a store.
+pub struct State {
+    /// Identity → entry.
+    pub index: Index,
+    /// What few entries need.
+    pub extensions: Extensions,
+    /// What a flush needs of each dirty entry; exactly the identities whose entry is dirty or a tombstone.
+    pub dirty: HashMap<Identity, Rc<DirtyRecord>>,
+    /// Content bytes of all dirty blocks (I10).
+    pub dirty_bytes: u64,
+    /// The regions.
+    pub regions: RegionTable,
+    /// Clean and dirty, in this order.
+    pub streams: [Stream; 2],
+    /// What the next groups will commit, in order.
+    pub queue: VecDeque<Item>,
+    /// The ring.
+    pub journal: Journal,
+    /// The number of the last complete checkpoint.
+    pub checkpoint_number: u64,
+    /// The next number of the sequence.
+    pub next_generation: u64,
+    /// Whether writes are taken.
+    pub life: Life,
+    /// Whether a region became free since the waiters were told.
+    pub freed: bool,
+    /// What can't be computed when it is asked for.
+    pub counters: StoreStats,
+}
+
+/// Whether a store takes writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Life {
+    /// It does.
+    Running,
+    /// It is closing: what is queued is still committed.
+    Closing,
+    /// The committer has ended.
+    Stopped,
+    /// A sync or a journal write failed: nothing is ever written again.
+    Failed,
+}
+
+/// What all clones and tasks of one store share.
+pub struct Core<D: Disk, R: Runtime> {
+    /// Where slab and checkpoint slots are.
+    pub disk: D,
+    /// Time and tasks.
+    pub runtime: R,
+    /// The slab.
+    pub slab: D::File,
+    /// Geometry and store id.
+    pub superblock: Superblock,
+    /// How it behaves.
+    pub config: StoreConfig,
+    /// Everything else.
+    pub state: RefCell<State>,
+    /// Who waits for what.
+    pub signals: Signals,
+    /// Held while a checkpoint is written.
+    pub checkpointing: async_lock::Mutex<()>,
+}
+
+/// One event for each thing that somebody waits for. Waiters listen first and look at the state then.
+#[derive(Default)]
+pub struct Signals {
+    /// The committer: something is queued, or the store closes.
+    pub queue: Event,
+    /// Appends: a region was opened or freed.
+    pub regions: Event,
+    /// The reclaimer: free regions are few, or one may have become reclaimable.
+    pub reclaim: Event,
+    /// The checkpointer: the journal is half full.
+    pub checkpoint: Event,
+    /// The committer: a checkpoint freed journal space.
+    pub journal: Event,
+    /// `close`: the committer has ended.
+    pub stopped: Event,
+}
+
+impl Signals {
+    /// Lets everybody look again.
+    pub fn notify_all(&self) {
+        for event in [&self.queue, &self.regions, &self.reclaim, &self.checkpoint, &self.journal, &self.stopped] {
+            event.notify(usize::MAX);
+        }
+    }
+}
+
+impl State {
+    /// The stream of `kind`.
+    pub fn stream(&mut self, kind: StreamKind) -> &mut Stream {
+        &mut self.streams[kind as usize]
+    }
+
+    /// Whether a new write may be queued.
+    ///
+    /// # Errors
+    /// Why not.
+    pub fn writable(&self) -> Result<(), StoreError> {
+        match self.life {
+            Life::Running => Ok(()),
+            Life::Closing | Life::Stopped => Err(StoreError::Closing),
+            Life::Failed => Err(StoreError::Failed),
+        }
+    }
+}
+
+impl<D: Disk, R: Runtime> Core<D, R> {
+    /// Changes the state and tells waiting appends if that freed a region.
+    pub fn change<T>(&self, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = self.state.borrow_mut();
+        let result = change(&mut state);
+        let freed = std::mem::take(&mut state.freed);
+        drop(state);
+        if freed {
+            self.signals.regions.notify(usize::MAX);
+        }
+        result
+    }
+
+    /// Where region `number` begins in the slab.
+    pub fn region_at(&self, number: u32) -> u64 {
+        assert!(number < self.superblock.region_count, "region {number} of {}", self.superblock.region_count);
+        self.superblock.regions_at() + u64::from(number) * self.superblock.region_bytes
+    }
+
+    /// A sync or a journal write failed: what it covered is in doubt for ever, so nothing is written any more.
+    pub fn fail(&self, error: &IoError) {
+        tracing::error!(shard = self.superblock.shard, %error, "the disk failed a sync; this store takes no more writes");
+        self.state.borrow_mut().life = Life::Failed;
+        self.signals.notify_all();
+    }
+
+    /// How many regions the reclaimer keeps free: two for each stream, fewer in a very small store.
+    pub fn free_target(&self) -> u32 {
+        (self.superblock.region_count / 4).clamp(2, 4)
+    }
+}
+
+/// The same error once more, for the next waiter.
+pub fn repeated(error: &IoError) -> StoreError {
+    StoreError::Disk(match error {
+        IoError::Missing { name } => IoError::Missing { name: name.clone() },
+        IoError::Exists { name } => IoError::Exists { name: name.clone() },
+        IoError::NoSpace { name, bytes } => IoError::NoSpace { name: name.clone(), bytes: *bytes },
+        IoError::NoDirectIo { name } => IoError::NoDirectIo { name: name.clone() },
+        IoError::Short { name, at, want, got } => {
+            IoError::Short { name: name.clone(), at: *at, want: *want, got: *got }
+        }
+        IoError::Device { verb, name, at, source } => {
+            let source = std::io::Error::new(source.kind(), source.to_string());
+            IoError::Device { verb, name: name.clone(), at: *at, source }
+        }
+        IoError::Corrupt { name, at, what } => IoError::Corrupt { name: name.clone(), at: *at, what },
+    })
+}

@@ -1,0 +1,173 @@
+//! From a checked configuration to a serving node, and back: the one place that knows all parts of a proxy.
+//!
+//! Called by `forebay proxy`. The main thread prepares what the cores share (machine, disk, certificate, origin pool, ports),
+//! starts one executor per core, waits until each serves, and then for a signal; everything of a core is made on its own
+//! thread in `node_core` (I12). A node that can't start says why in one line and leaves nothing behind but a format that
+//! the next start finishes.
+
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+use anyhow::{Context, anyhow, bail};
+use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
+use forebay_shard::shard::Shard;
+use tracing::{info, warn};
+
+use super::dispatch::{Dispatch, Routes};
+use super::drain::{self, Control, Event, Readiness, Stage};
+use super::executor::{self, ExecutorOptions};
+use super::listener::Service;
+use super::node_core::{CoreParts, CoreStart, core_main};
+use super::node_file::NodeDisk;
+use super::origins;
+use super::ports::{Ports, write_ports_file};
+use super::preflight;
+use super::tls::TlsConfig;
+use crate::config::checked::Config;
+use crate::mailbox::{Sender, mailbox};
+use crate::origin::OriginHandle;
+
+/// A shard of this node.
+pub type NodeShard = Shard<RingDisk, OriginHandle, RingRuntime>;
+/// One core's way to all shards of this node.
+pub type NodeDispatch = Dispatch<RingDisk, OriginHandle, RingRuntime>;
+
+/// The arena that formatting a disk needs.
+const FORMAT_ARENA: ArenaConfig = ArenaConfig { bytes: 8 << 20 };
+/// What all cores know of the node.
+pub struct Node {
+    /// Its configuration.
+    pub config: Config,
+    /// Its id, drawn when its disk was formatted.
+    pub id: u128,
+    /// The shared address, with its port.
+    pub listen: SocketAddr,
+    /// Each shard's own address, in order.
+    pub shards: Vec<SocketAddr>,
+    /// Where it stands.
+    pub readiness: Readiness,
+    /// The way to the object stores.
+    pub origin: OriginHandle,
+}
+
+/// Runs a node until a signal stops it; each core's service is made by `make`, on the core.
+///
+/// # Errors
+/// What keeps the node from starting, with the fix; or a core that failed later.
+pub fn run<S, M>(config: Config, make: M) -> anyhow::Result<()>
+where
+    S: Service,
+    M: Fn(CoreParts) -> Rc<S> + Clone + Send + 'static,
+{
+    preflight::machine()?;
+    let (events, event) = mpsc::channel();
+    drain::listen_to_signals(events.clone())?;
+    raise_file_limit(&config);
+    let tls = TlsConfig::from_pem_files(&config.tls_certificate, &config.tls_key)?;
+    let mut disk = NodeDisk::claim(&config.disk.path, config.shards)?;
+    preflight::direct_io(&config.disk.path)?;
+    let ports = Ports::reserve(&config)?;
+    if disk.needs_format() {
+        format(&config, &mut disk)?;
+    }
+    let pool = origins::start_pool(&config)?;
+    let node = Arc::new(Node {
+        id: disk.node_id(),
+        listen: ports.listen,
+        shards: ports.shards.clone(),
+        readiness: Readiness::default(),
+        origin: pool.handle(),
+        config,
+    });
+    let cores = start_cores(&node, &disk, &tls, &make, &events)?;
+    drop(ports);
+    node.readiness.reach(Stage::Serving);
+    write_ports_file(&node)?;
+    info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
+    let first = event.recv().context("nobody can end this node")?;
+    if let Event::CoreEnded(core) = first {
+        bail!("the executor of core {core} ended; acknowledged writes are on disk: start the node again");
+    }
+    drain::drain(&cores, &node.readiness, node.config.drain_deadline);
+    pool.stop();
+    info!("stopped");
+    Ok(())
+}
+
+/// Makes the files of every shard, on an executor that lives only for that.
+fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
+    let geometry = config.disk.geometry;
+    let slab_bytes = u64::from(geometry.region_count) * geometry.region_bytes + geometry.journal_bytes;
+    preflight::space(&config.disk.path, slab_bytes * u64::from(config.shards))?;
+    info!(path = %config.disk.path.display(), shards = config.shards, slab_bytes, "formatting");
+    let mut options = ExecutorOptions::new(config.cores[0]);
+    "forebay-format".clone_into(&mut options.name);
+    options.io_memory_bytes = FORMAT_ARENA.io_memory_bytes();
+    let path = config.disk.path.clone();
+    let identities: Vec<_> = (0..config.shards).map(|shard| disk.identity(shard)).collect();
+    let formatting = executor::start(&options, move || async move {
+        let ring = RingDisk::open(&path, FORMAT_ARENA).await?;
+        for identity in &identities {
+            NodeShard::format(&ring, geometry, identity).await?;
+        }
+        anyhow::Ok(())
+    })?;
+    let formatted = formatting.join().map_err(|error| anyhow!("formatting: {error}"))?;
+    formatted.with_context(|| format!("formatting {}", config.disk.path.display()))?;
+    disk.formatted()
+}
+
+/// Starts every core and waits until all of them serve.
+fn start_cores<S, M>(
+    node: &Arc<Node>,
+    disk: &NodeDisk,
+    tls: &TlsConfig,
+    make: &M,
+    events: &mpsc::Sender<Event>,
+) -> anyhow::Result<Vec<Sender<Control>>>
+where
+    S: Service,
+    M: Fn(CoreParts) -> Rc<S> + Clone + Send + 'static,
+{
+    let config = &node.config;
+    let (routes, inboxes) = Routes::new(config.shards, config.cores.len(), config.limits.queue_depth);
+    let (started, starts) = mpsc::channel();
+    let mut controls = Vec::new();
+    for (core, (cpu, inbox)) in config.cores.iter().zip(inboxes).enumerate() {
+        let (control, controlled) = mailbox(4);
+        controls.push(control);
+        let arena = ArenaConfig { bytes: usize::try_from(config.budget.arena_bytes_per_executor)? };
+        let mut options = ExecutorOptions::new(*cpu);
+        options.name = format!("forebay-core-{core}");
+        options.io_memory_bytes = arena.io_memory_bytes();
+        let identities = routes.shards_of(core).map(|shard| (shard, disk.identity(shard))).collect();
+        let start =
+            CoreStart { core, node: Arc::clone(node), tls: tls.clone(), arena, identities, routes: routes.clone() };
+        let (make, started, events) = (make.clone(), started.clone(), events.clone());
+        executor::start(&options, move || core_main(start, inbox, controlled, make, started, events))?;
+    }
+    drop(started);
+    for _ in 0..controls.len() {
+        let (core, outcome) = starts.recv().context("an executor ended while it started")?;
+        outcome.with_context(|| format!("starting core {core}"))?;
+    }
+    Ok(controls)
+}
+
+/// Connections need file descriptors; the soft limit is a default for programs that use select(2).
+fn raise_file_limit(config: &Config) {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    if let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum }) {
+        warn!(%error, "the limit of open files can't be raised");
+    }
+    let connections = (config.budget.connections_per_core * config.cores.len()) as u64;
+    if limit.maximum.is_some_and(|files| files < connections + 1024) {
+        warn!(
+            open_files = limit.maximum,
+            connections,
+            "fewer open files than connections are allowed: raise `ulimit -n`, or lower connections_per_core"
+        );
+    }
+}

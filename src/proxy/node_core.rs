@@ -1,0 +1,208 @@
+//! One core's life: open its shards, answer the other cores, listen, obey the main thread, end.
+//!
+//! Started by `boot`, once for each executor; everything made here stays on its thread (I12). A core listens only when its
+//! shards are open; what other cores ask of it before that waits in its mailbox.
+
+use std::future::Future;
+use std::rc::Rc;
+use std::sync::{Arc, mpsc};
+
+use anyhow::Context;
+use forebay_io::ring::{ArenaConfig, Listener, RingDisk, RingFile, RingRuntime};
+use forebay_io::{Disk, OpenMode};
+use forebay_shard::shard::{RecoveryReport, Shard};
+use forebay_shard::store::{NodeIdentity, slab_name};
+use tracing::info;
+
+use super::boot::{Node, NodeDispatch};
+use super::connections::Connections;
+use super::deadline::Deadlines;
+use super::dispatch::{Dispatch, Inbox, Routes};
+use super::drain::{Control, Event};
+use super::framing::HeadLimits;
+use super::heartbeat::{BEAT, Heartbeat};
+use super::listener::{self, Service, Serving};
+use super::stream::Batches;
+use super::tls::TlsConfig;
+use crate::config::checked::Config;
+use crate::mailbox::Receiver;
+
+/// Large batches of encrypted records: this share of the memory, within these bounds for each core.
+const BATCH_SHARE: u64 = 64;
+const BATCH_BYTES: (u64, u64) = (2 << 20, 16 << 20);
+
+/// What a core's service is made of.
+pub struct CoreParts {
+    /// The core, counted from 0.
+    pub core: usize,
+    /// The node.
+    pub node: Arc<Node>,
+    /// The way to the shards.
+    pub dispatch: Rc<NodeDispatch>,
+    /// The core's connections, for their counts.
+    pub connections: Rc<Connections>,
+}
+
+/// What one core is started with.
+pub(super) struct CoreStart {
+    pub(super) core: usize,
+    pub(super) node: Arc<Node>,
+    pub(super) tls: TlsConfig,
+    pub(super) arena: ArenaConfig,
+    /// The shards it owns.
+    pub(super) identities: Vec<(u16, NodeIdentity)>,
+    pub(super) routes: Routes,
+}
+
+/// One core's life.
+pub(super) fn core_main<S, M>(
+    start: CoreStart,
+    inbox: Inbox,
+    controls: Receiver<Control>,
+    make: M,
+    started: mpsc::Sender<(usize, anyhow::Result<()>)>,
+    events: mpsc::Sender<Event>,
+) -> impl Future<Output = ()>
+where
+    S: Service,
+    M: Fn(CoreParts) -> Rc<S>,
+{
+    let ended = Ended { core: start.core, events };
+    async move {
+        let _ended = ended;
+        let outcome = serve_core(&start, inbox, make).await;
+        let (outcome, parts) = match outcome {
+            Ok(parts) => (Ok(()), Some(parts)),
+            Err(error) => (Err(error), None),
+        };
+        // The main thread may have given up on another core's failure.
+        let _ = started.send((start.core, outcome));
+        drop(started);
+        if let Some((dispatch, connections)) = parts {
+            obey(controls, &dispatch, &connections).await;
+        }
+    }
+}
+
+/// Tells the main thread when a core is gone, also by a panic.
+struct Ended {
+    core: usize,
+    events: mpsc::Sender<Event>,
+}
+
+impl Drop for Ended {
+    fn drop(&mut self) {
+        let _ = self.events.send(Event::CoreEnded(self.core));
+    }
+}
+
+/// Opens the core's shards, answers other cores, listens.
+async fn serve_core<S, M>(
+    start: &CoreStart,
+    inbox: Inbox,
+    make: M,
+) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)>
+where
+    S: Service,
+    M: Fn(CoreParts) -> Rc<S>,
+{
+    let (node, config) = (&start.node, &start.node.config);
+    let disk = RingDisk::open(&config.disk.path, start.arena).await?;
+    let runtime = RingRuntime::new(seed()?);
+    let mut shards = Vec::new();
+    for (number, identity) in &start.identities {
+        let opened =
+            Shard::open(disk.clone(), node.origin.clone(), runtime.clone(), identity.clone(), config.shard(*number));
+        let (shard, recovery) = opened.await.with_context(|| format!("opening {}", slab_name(*number)))?;
+        log_recovery(*number, &recovery);
+        shards.push((*number, shard));
+    }
+    let slabs = open_slabs(&disk, config.shards).await?;
+    let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
+    glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime)).detach();
+    let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
+    let parts = CoreParts {
+        core: start.core,
+        node: Arc::clone(node),
+        dispatch: Rc::clone(&dispatch),
+        connections: Rc::clone(&connections),
+    };
+    let serving = Rc::new(Serving {
+        service: make(parts),
+        tls: start.tls.clone(),
+        heads: HeadLimits { head_bytes_max: config.limits.header_bytes, headers_max: config.limits.header_count },
+        http2_streams_max: config.limits.http2_streams,
+        heartbeat: Heartbeat::start(BEAT),
+        connections: Rc::clone(&connections),
+        batches: Batches::new(batch_bytes(config)),
+        core: start.core,
+    });
+    let own = start.routes.shards_of(start.core).map(|shard| node.shards[usize::from(shard)]);
+    for address in std::iter::once(node.listen).chain(own) {
+        let listener = Listener::bind(address).with_context(|| format!("listening on {address}"))?;
+        listener::serve(listener, Rc::clone(&serving));
+    }
+    Ok((dispatch, connections))
+}
+
+/// Does what the main thread says, until the end.
+async fn obey(mut controls: Receiver<Control>, dispatch: &NodeDispatch, connections: &Connections) {
+    while let Some(control) = controls.recv().await {
+        // The main thread may have stopped waiting.
+        match control {
+            Control::Drain(done) => {
+                connections.drain();
+                connections.closed().await;
+                let _ = done.send(());
+            }
+            Control::Flush(deadline, done) => {
+                for (shard, report) in dispatch.flush_own(deadline).await {
+                    info!(shard, ?report, "flushed");
+                }
+                let _ = done.send(());
+            }
+            Control::Close(done) => {
+                dispatch.close_own().await;
+                let _ = done.send(());
+                return;
+            }
+        }
+    }
+}
+
+async fn open_slabs(disk: &RingDisk, shard_count: u16) -> anyhow::Result<Vec<RingFile>> {
+    let mut slabs = Vec::new();
+    for shard in 0..shard_count {
+        slabs.push(disk.open(&slab_name(shard), OpenMode::Read).await?);
+    }
+    Ok(slabs)
+}
+
+fn log_recovery(shard: u16, recovery: &RecoveryReport) {
+    let RecoveryReport { entries, dirty_blocks, dirty_bytes, tombstones, rejected } = recovery;
+    info!(shard, entries, dirty_blocks, dirty_bytes, tombstones, ?rejected, "recovered");
+}
+
+fn deadlines(config: &Config) -> Deadlines {
+    let limits = &config.limits;
+    Deadlines {
+        handshake: limits.handshake_timeout,
+        header: limits.header_timeout,
+        idle: limits.idle_timeout,
+        body: limits.body_timeout,
+        whole_body: limits.body_deadline,
+        reader: limits.write_timeout,
+        ..Deadlines::default()
+    }
+}
+
+fn batch_bytes(config: &Config) -> usize {
+    let share = config.budget.memory_bytes / BATCH_SHARE / config.cores.len() as u64;
+    usize::try_from(share.clamp(BATCH_BYTES.0, BATCH_BYTES.1)).expect("at most 16 MiB")
+}
+
+fn seed() -> anyhow::Result<u64> {
+    let mut bytes = [0; 8];
+    aws_lc_rs::rand::fill(&mut bytes).context("the system has no randomness")?;
+    Ok(u64::from_le_bytes(bytes))
+}

@@ -1,0 +1,58 @@
+//! The configuration's stores and volumes as the origin pool is told about them. Called by `boot` and `forebay check`.
+
+use crate::config::checked::Config;
+use crate::config::stores::{Addressing, Credentials, StoreConfig, Volume};
+use crate::origin::{AddressStyle, CredentialSource, Keys, OriginPool, StartError, StoreSettings, VolumeSettings};
+
+/// Starts the pool that serves the configuration's stores. Connects to nothing yet.
+///
+/// # Errors
+/// [`StartError`]: a store's endpoint, credentials or certificate authority can't be used.
+pub fn start_pool(config: &Config) -> Result<OriginPool, StartError> {
+    let stores = config.stores.iter().map(|store| store_settings(config, store)).collect();
+    let volumes: Vec<_> = config.volumes.iter().map(|volume| volume_settings(config, volume)).collect();
+    OriginPool::start(stores, &volumes, config.limits.origin_threads)
+}
+
+fn store_settings(config: &Config, store: &StoreConfig) -> StoreSettings {
+    let limits = &config.limits;
+    let credentials = credentials(&store.credentials);
+    let settings = StoreSettings::new(&store.name, store.endpoint.as_str(), &store.region, &store.bucket, credentials);
+    StoreSettings {
+        style: match store.addressing {
+            Addressing::Path => AddressStyle::Path,
+            Addressing::Host => AddressStyle::VirtualHost,
+        },
+        ca: store.ca.clone(),
+        concurrency: limits.origin_concurrency,
+        queue_depth: limits.origin_queue,
+        connect_timeout: limits.origin_connect_timeout,
+        read_timeout: limits.origin_read_timeout,
+        deadline: limits.origin_deadline,
+        ..settings
+    }
+}
+
+fn volume_settings(config: &Config, volume: &Volume) -> VolumeSettings {
+    VolumeSettings {
+        name: volume.shard.name.clone(),
+        store: config.stores[volume.store_index].name.clone(),
+        prefix: volume.prefix.to_string(),
+        block_bytes_max: volume.shard.block_bytes_max,
+    }
+}
+
+fn credentials(credentials: &Credentials) -> CredentialSource {
+    match credentials {
+        Credentials::Usual => CredentialSource::Usual,
+        Credentials::Environment => CredentialSource::Environment,
+        Credentials::Profile { file, profile } => {
+            CredentialSource::File { path: file.clone(), profile: Some(profile.clone()) }
+        }
+        Credentials::Keys { access_key, secret_key, session_token } => CredentialSource::Keys(Keys {
+            access_key: access_key.clone(),
+            secret_key: secret_key.clone(),
+            session_token: session_token.clone(),
+        }),
+    }
+}
