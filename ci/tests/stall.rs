@@ -6,9 +6,12 @@
 //! request's time, *both were asleep*: nobody was doing anything about it. So a busy machine can't fail this test, and a
 //! stall can't hide in it. A second run without the heartbeat shows what it is for; chance rules it, so it only prints.
 
+#[path = "net/wire.rs"]
+mod wire;
+
 use std::fs::File;
 use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
@@ -17,9 +20,8 @@ use std::time::{Duration, Instant};
 use forebay::proxy::executor::usable_cpus;
 use forebay::proxy::heartbeat::BEAT;
 use forebay::proxy::null::{NullOptions, NullServer};
-use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
+use rustls::ClientConfig;
+use wire::{Client, certificate, connect};
 
 const CLIENTS: usize = 4;
 const BODY_BYTES: usize = 4096;
@@ -81,11 +83,7 @@ fn drive(directory: &Path, trust: &Arc<ClientConfig>, beat: Duration) -> Seen {
 fn client(trust: Arc<ClientConfig>, address: SocketAddr, server_thread: u32) -> Seen {
     let server_clock = ThreadClock::of(&format!("/proc/self/task/{server_thread}/schedstat"));
     let own_clock = ThreadClock::of("/proc/thread-self/schedstat");
-    let tls = ClientConnection::new(trust, ServerName::IpAddress(address.ip().into())).expect("a client");
-    let socket = TcpStream::connect(address).expect("it connects");
-    socket.set_nodelay(true).expect("a socket");
-    socket.set_read_timeout(Some(Duration::from_secs(60))).expect("a socket");
-    let mut stream = StreamOwned::new(tls, socket);
+    let mut stream = connect(&trust, address);
     let mut answer = vec![0; 64 << 10];
     let mut seen = Seen::default();
     // The first request pays for the handshake.
@@ -107,7 +105,7 @@ fn client(trust: Arc<ClientConfig>, address: SocketAddr, server_thread: u32) -> 
     }
 }
 
-fn request(stream: &mut StreamOwned<ClientConnection, TcpStream>, answer: &mut [u8]) {
+fn request(stream: &mut Client, answer: &mut [u8]) {
     stream.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n").expect("the request is sent");
     let mut filled = 0;
     loop {
@@ -150,21 +148,4 @@ fn thread_named(name: &str) -> u32 {
         }
     }
     panic!("no thread is called {name}");
-}
-
-/// A certificate for loopback in `directory`, and a client that trusts it.
-fn certificate(directory: &Path) -> Arc<ClientConfig> {
-    let names = vec!["localhost".to_owned(), "127.0.0.1".to_owned()];
-    let made = rcgen::generate_simple_self_signed(names).expect("a certificate");
-    std::fs::write(directory.join("cert.pem"), made.cert.pem()).expect("it is written");
-    std::fs::write(directory.join("key.pem"), made.signing_key.serialize_pem()).expect("it is written");
-    let mut roots = RootCertStore::empty();
-    roots.add(CertificateDer::from_pem_file(directory.join("cert.pem")).expect("it is PEM")).expect("it is trusted");
-    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let config = ClientConfig::builder_with_provider(provider)
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .expect("TLS 1.3")
-        .with_root_certificates(roots)
-        .with_no_client_auth();
-    Arc::new(config)
 }

@@ -43,7 +43,7 @@ const CONNECTION_WINDOW_BYTES: u32 = 1 << 20;
 const STREAM_SEND_BYTES: usize = 64 << 10;
 /// How long, and how much, a refused client is listened to so that it can read the refusal.
 const LINGER: Duration = Duration::from_secs(2);
-const LINGER_BYTES: u64 = 1 << 20;
+const LINGER_BYTES: u64 = 16 << 20;
 /// Pauses after a failed accept (no file descriptors left), doubling.
 const ACCEPT_PAUSE_MIN: Duration = Duration::from_millis(5);
 const ACCEPT_PAUSE_MAX: Duration = Duration::from_secs(1);

@@ -50,13 +50,26 @@ pub struct NullOptions {
     pub body_bytes: usize,
     /// The heartbeat; zero shows what it is for.
     pub beat: Duration,
+    /// How long clients are waited for.
+    pub deadlines: Deadlines,
+    /// Connections at once.
+    pub connections_max: usize,
 }
 
 impl NullOptions {
     /// A server on a free port of 127.0.0.1 with a body of 4 KiB.
     #[must_use]
     pub fn new(cert: PathBuf, key: PathBuf, cpu: usize) -> NullOptions {
-        NullOptions { listen: SocketAddr::from(([127, 0, 0, 1], 0)), cert, key, cpu, body_bytes: 4096, beat: BEAT }
+        NullOptions {
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            cert,
+            key,
+            cpu,
+            body_bytes: 4096,
+            beat: BEAT,
+            deadlines: Deadlines::default(),
+            connections_max: CONNECTIONS_MAX,
+        }
     }
 }
 
@@ -81,7 +94,7 @@ impl NullServer {
         let mut executor_options = ExecutorOptions::new(options.cpu);
         executor_options.name = "forebay-null".to_owned();
         let executor = executor::start(&executor_options, move || async move {
-            let connections = Connections::new(CONNECTIONS_MAX, Deadlines::default());
+            let connections = Connections::new(options.connections_max, options.deadlines);
             let bound = Listener::bind(options.listen)
                 .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
                 .with_context(|| format!("listening on {}", options.listen));
