@@ -11,6 +11,7 @@ use tracing_subscriber::EnvFilter;
 use crate::config::checked::{Log, LogFormat};
 use crate::config::units::Size;
 use crate::config::{self, Overrides};
+use crate::proxy::boot;
 use crate::proxy::parent::follow_parent;
 
 /// Flags go before the environment (`FOREBAY_…`), that before the file, that before defaults.
@@ -65,7 +66,7 @@ pub fn run(args: ProxyArgs) -> anyhow::Result<()> {
         return Ok(());
     }
     start_logs(&config.log);
-    anyhow::bail!("this build has no listener yet")
+    boot::run(config)
 }
 
 /// Sends `tracing`, and `log` through it, to stderr.

@@ -6,8 +6,8 @@
 //! the next start finishes.
 
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::sync::{Arc, mpsc};
+use std::time::Instant;
 
 use anyhow::{Context, anyhow, bail};
 use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
@@ -15,15 +15,17 @@ use forebay_shard::shard::Shard;
 use tracing::{info, warn};
 
 use super::dispatch::{Dispatch, Routes};
-use super::drain::{self, Control, Event, Readiness, Stage};
+use super::drain::{self, Control, Event};
 use super::executor::{self, ExecutorOptions};
-use super::listener::Service;
-use super::node_core::{CoreParts, CoreStart, core_main};
+use super::handler::{Readiness, Stage};
+use super::node_core::{CoreStart, core_main, seed};
 use super::node_file::NodeDisk;
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
+use super::status::NodeFacts;
 use super::tls::TlsConfig;
+use super::topology::Topology;
 use crate::config::checked::Config;
 use crate::mailbox::{Sender, mailbox};
 use crate::origin::OriginHandle;
@@ -46,20 +48,18 @@ pub struct Node {
     /// Each shard's own address, in order.
     pub shards: Vec<SocketAddr>,
     /// Where it stands.
-    pub readiness: Readiness,
+    pub readiness: Arc<Readiness>,
+    /// What status and topology tell of it.
+    pub facts: Arc<NodeFacts>,
     /// The way to the object stores.
     pub origin: OriginHandle,
 }
 
-/// Runs a node until a signal stops it; each core's service is made by `make`, on the core.
+/// Runs a node until a signal stops it.
 ///
 /// # Errors
 /// What keeps the node from starting, with the fix; or a core that failed later.
-pub fn run<S, M>(config: Config, make: M) -> anyhow::Result<()>
-where
-    S: Service,
-    M: Fn(CoreParts) -> Rc<S> + Clone + Send + 'static,
-{
+pub fn run(config: Config) -> anyhow::Result<()> {
     preflight::machine()?;
     let (events, event) = mpsc::channel();
     drain::listen_to_signals(events.clone())?;
@@ -76,13 +76,14 @@ where
         id: disk.node_id(),
         listen: ports.listen,
         shards: ports.shards.clone(),
-        readiness: Readiness::default(),
+        readiness: Arc::default(),
+        facts: Arc::new(facts(&config, disk.node_id(), &ports)),
         origin: pool.handle(),
         config,
     });
-    let cores = start_cores(&node, &disk, &tls, &make, &events)?;
+    let cores = start_cores(&node, &disk, &tls, &events)?;
     drop(ports);
-    node.readiness.reach(Stage::Serving);
+    node.readiness.set(Stage::Ready);
     write_ports_file(&node)?;
     info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
     let first = event.recv().context("nobody can end this node")?;
@@ -95,6 +96,16 @@ where
     Ok(())
 }
 
+fn facts(config: &Config, node_id: u128, ports: &Ports) -> NodeFacts {
+    let shard_ports: Vec<u16> = ports.shards.iter().map(SocketAddr::port).collect();
+    NodeFacts {
+        topology: Topology::new(node_id, &config.name, &config.tls_name, ports.listen.port(), &shard_ports),
+        started: Instant::now(),
+        volumes: config.volumes.iter().map(|volume| volume.shard.name.to_string()).collect(),
+        budget: config.budget,
+    }
+}
+
 /// Makes the files of every shard, on an executor that lives only for that.
 fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
     let geometry = config.disk.geometry;
@@ -105,11 +116,13 @@ fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
     "forebay-format".clone_into(&mut options.name);
     options.io_memory_bytes = FORMAT_ARENA.io_memory_bytes();
     let path = config.disk.path.clone();
+    let runtime_seed = seed()?;
     let identities: Vec<_> = (0..config.shards).map(|shard| disk.identity(shard)).collect();
     let formatting = executor::start(&options, move || async move {
         let ring = RingDisk::open(&path, FORMAT_ARENA).await?;
+        let runtime = RingRuntime::new(runtime_seed);
         for identity in &identities {
-            NodeShard::format(&ring, geometry, identity).await?;
+            NodeShard::format(&ring, &runtime, geometry, identity).await?;
         }
         anyhow::Ok(())
     })?;
@@ -119,17 +132,12 @@ fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
 }
 
 /// Starts every core and waits until all of them serve.
-fn start_cores<S, M>(
+fn start_cores(
     node: &Arc<Node>,
     disk: &NodeDisk,
     tls: &TlsConfig,
-    make: &M,
     events: &mpsc::Sender<Event>,
-) -> anyhow::Result<Vec<Sender<Control>>>
-where
-    S: Service,
-    M: Fn(CoreParts) -> Rc<S> + Clone + Send + 'static,
-{
+) -> anyhow::Result<Vec<Sender<Control>>> {
     let config = &node.config;
     let (routes, inboxes) = Routes::new(config.shards, config.cores.len(), config.limits.queue_depth);
     let (started, starts) = mpsc::channel();
@@ -144,8 +152,8 @@ where
         let identities = routes.shards_of(core).map(|shard| (shard, disk.identity(shard))).collect();
         let start =
             CoreStart { core, node: Arc::clone(node), tls: tls.clone(), arena, identities, routes: routes.clone() };
-        let (make, started, events) = (make.clone(), started.clone(), events.clone());
-        executor::start(&options, move || core_main(start, inbox, controlled, make, started, events))?;
+        let (started, events) = (started.clone(), events.clone());
+        executor::start(&options, move || core_main(start, inbox, controlled, started, events))?;
     }
     drop(started);
     for _ in 0..controls.len() {

@@ -4,8 +4,6 @@
 //! close its shards before every core has finished its requests. Each step has a bound; what is dirty after the last one
 //! is flushed after the next start (I3: it was acknowledged on disk). A second signal ends the process at once.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -14,41 +12,10 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
 
 use crate::mailbox::Sender;
+use crate::proxy::handler::{Readiness, Stage};
 
 /// How long shards may take to commit what is pending and write their checkpoints, beyond the drain's deadline.
 const CLOSE_BOUND: Duration = Duration::from_secs(20);
-
-/// Where the node stands, as `/readyz` tells it. Shared by all cores.
-#[derive(Clone, Default)]
-pub struct Readiness(Arc<AtomicU8>);
-
-/// The stages of a node's life, in order.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Stage {
-    /// Shards are opening.
-    Starting,
-    /// Requests are welcome.
-    Serving,
-    /// Finishing what is in flight.
-    Draining,
-}
-
-impl Readiness {
-    /// The present stage.
-    #[must_use]
-    pub fn stage(&self) -> Stage {
-        match self.0.load(Ordering::Relaxed) {
-            0 => Stage::Starting,
-            1 => Stage::Serving,
-            _ => Stage::Draining,
-        }
-    }
-
-    /// Moves on to `stage`; never back.
-    pub fn reach(&self, stage: Stage) {
-        self.0.fetch_max(stage as u8, Ordering::Relaxed);
-    }
-}
 
 /// What the main thread tells a core. Each is answered on its channel when done.
 pub enum Control {
@@ -94,7 +61,7 @@ pub fn listen_to_signals(events: mpsc::Sender<Event>) -> anyhow::Result<()> {
 /// Leaves in order: requests, dirty blocks, checkpoints. `deadline` bounds the first two together.
 pub fn drain(cores: &[Sender<Control>], readiness: &Readiness, deadline: Duration) {
     let until = Instant::now() + deadline;
-    readiness.reach(Stage::Draining);
+    readiness.set(Stage::Draining);
     info!("draining: no new connections");
     if !step(cores, until, Control::Drain) {
         warn!("requests were still running at the drain's deadline: they are cut off");
@@ -157,11 +124,9 @@ mod tests {
             })
             .unzip();
         let readiness = Readiness::default();
-        readiness.reach(Stage::Serving);
+        readiness.set(Stage::Ready);
         drain(&senders, &readiness, Duration::from_secs(30));
         assert_eq!(readiness.stage(), Stage::Draining);
-        readiness.reach(Stage::Serving);
-        assert_eq!(readiness.stage(), Stage::Draining, "there is no way back");
         drop((senders, notes));
         let order: Vec<_> = noted.iter().collect();
         assert_eq!(order, [["drain"; 3], ["flush"; 3], ["close"; 3]].concat());

@@ -14,34 +14,26 @@ use forebay_shard::shard::{RecoveryReport, Shard};
 use forebay_shard::store::{NodeIdentity, slab_name};
 use tracing::info;
 
+use super::auth::Auth;
 use super::boot::{Node, NodeDispatch};
 use super::connections::Connections;
 use super::deadline::Deadlines;
 use super::dispatch::{Dispatch, Inbox, Routes};
 use super::drain::{Control, Event};
 use super::framing::HeadLimits;
+use super::handler::{Handler, HandlerSettings};
 use super::heartbeat::{BEAT, Heartbeat};
-use super::listener::{self, Service, Serving};
+use super::listener::{self, Serving};
+use super::metrics::CoreMetrics;
+use super::report;
 use super::stream::Batches;
 use super::tls::TlsConfig;
-use crate::config::checked::Config;
+use crate::config::checked::{self as config, Config};
 use crate::mailbox::Receiver;
 
 /// Large batches of encrypted records: this share of the memory, within these bounds for each core.
 const BATCH_SHARE: u64 = 64;
 const BATCH_BYTES: (u64, u64) = (2 << 20, 16 << 20);
-
-/// What a core's service is made of.
-pub struct CoreParts {
-    /// The core, counted from 0.
-    pub core: usize,
-    /// The node.
-    pub node: Arc<Node>,
-    /// The way to the shards.
-    pub dispatch: Rc<NodeDispatch>,
-    /// The core's connections, for their counts.
-    pub connections: Rc<Connections>,
-}
 
 /// What one core is started with.
 pub(super) struct CoreStart {
@@ -55,22 +47,17 @@ pub(super) struct CoreStart {
 }
 
 /// One core's life.
-pub(super) fn core_main<S, M>(
+pub(super) fn core_main(
     start: CoreStart,
     inbox: Inbox,
     controls: Receiver<Control>,
-    make: M,
     started: mpsc::Sender<(usize, anyhow::Result<()>)>,
     events: mpsc::Sender<Event>,
-) -> impl Future<Output = ()>
-where
-    S: Service,
-    M: Fn(CoreParts) -> Rc<S>,
-{
+) -> impl Future<Output = ()> {
     let ended = Ended { core: start.core, events };
     async move {
         let _ended = ended;
-        let outcome = serve_core(&start, inbox, make).await;
+        let outcome = serve_core(&start, inbox).await;
         let (outcome, parts) = match outcome {
             Ok(parts) => (Ok(()), Some(parts)),
             Err(error) => (Err(error), None),
@@ -97,15 +84,7 @@ impl Drop for Ended {
 }
 
 /// Opens the core's shards, answers other cores, listens.
-async fn serve_core<S, M>(
-    start: &CoreStart,
-    inbox: Inbox,
-    make: M,
-) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)>
-where
-    S: Service,
-    M: Fn(CoreParts) -> Rc<S>,
-{
+async fn serve_core(start: &CoreStart, inbox: Inbox) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
     let (node, config) = (&start.node, &start.node.config);
     let disk = RingDisk::open(&config.disk.path, start.arena).await?;
     let runtime = RingRuntime::new(seed()?);
@@ -121,14 +100,8 @@ where
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
     glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime)).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
-    let parts = CoreParts {
-        core: start.core,
-        node: Arc::clone(node),
-        dispatch: Rc::clone(&dispatch),
-        connections: Rc::clone(&connections),
-    };
     let serving = Rc::new(Serving {
-        service: make(parts),
+        service: Rc::new(handler(start, &dispatch, &connections)),
         tls: start.tls.clone(),
         heads: HeadLimits { head_bytes_max: config.limits.header_bytes, headers_max: config.limits.header_count },
         http2_streams_max: config.limits.http2_streams,
@@ -143,6 +116,25 @@ where
         listener::serve(listener, Rc::clone(&serving));
     }
     Ok((dispatch, connections))
+}
+
+/// What answers this core's requests.
+fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Connections>) -> Handler<Rc<NodeDispatch>> {
+    let (node, config) = (&start.node, &start.node.config);
+    let metrics = Rc::new(CoreMetrics::default());
+    report::publish(start.core, Rc::clone(&metrics), Rc::clone(connections));
+    let settings = HandlerSettings {
+        volumes: config.volumes.iter().map(|volume| volume.shard.clone()).collect(),
+        auth: match &config.auth {
+            config::Auth::Tokens(keys) => Auth::by_tokens(Arc::clone(keys), config.limits.tokens),
+            config::Auth::Anonymous => Auth::anonymous(),
+        },
+        put_bytes_max: config.put_bytes_per_core(),
+        access_one_in: config.log.access_one_in,
+        facts: Arc::clone(&node.facts),
+        readiness: Arc::clone(&node.readiness),
+    };
+    Handler::new(Rc::clone(dispatch), settings, metrics)
 }
 
 /// Does what the main thread says, until the end.
@@ -201,7 +193,8 @@ fn batch_bytes(config: &Config) -> usize {
     usize::try_from(share.clamp(BATCH_BYTES.0, BATCH_BYTES.1)).expect("at most 16 MiB")
 }
 
-fn seed() -> anyhow::Result<u64> {
+/// A start for random numbers that nobody can foresee.
+pub(super) fn seed() -> anyhow::Result<u64> {
     let mut bytes = [0; 8];
     aws_lc_rs::rand::fill(&mut bytes).context("the system has no randomness")?;
     Ok(u64::from_le_bytes(bytes))
