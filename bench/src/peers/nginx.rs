@@ -1,7 +1,7 @@
 //! nginx, three times: the origin of every cache, a caching peer for memory, a direct-I/O peer for disk.
 //!
 //! The peers are tuned as far as measuring showed a gain: whole TLS records, connections that never end, no access log,
-//! open files remembered, and for disk a thread pool and one output buffer of a block's size. kTLS needs a kernel with
+//! open files remembered, and for disk a thread pool and buffers of 1 MiB. kTLS needs a kernel with
 //! CONFIG_TLS; without it `sendfile` has no effect under TLS.
 
 use std::fs;
@@ -51,7 +51,7 @@ pub fn start(lab: &Lab, case: &Case) -> Result<Running> {
             ),
         ),
         Source::Disk => (
-            "directio 512; directio_alignment 4k; aio threads; output_buffers 1 4m;".to_owned(),
+            "directio 512; directio_alignment 4k; aio threads; output_buffers 2 1m;".to_owned(),
             format!("root {};", lab.origin_folder().display()),
         ),
     };
@@ -78,7 +78,7 @@ fn command(folder: &Path, http: &str, server: &str) -> Result<Command> {
          events {{ worker_connections 1024; }}\n\
          http {{\naccess_log off; sendfile on; tcp_nopush on; tcp_nodelay on;\n\
          keepalive_requests 1000000000; keepalive_timeout 1h;\n\
-         open_file_cache max=200000 inactive=1h; open_file_cache_valid 1h;\n\
+         open_file_cache max=10000 inactive=1h; open_file_cache_valid 1h;\n\
          {temporary}\n{http}\n{server}\n}}\n",
         folder = folder.display(),
     );
