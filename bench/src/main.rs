@@ -8,7 +8,6 @@ mod content;
 mod cpu;
 mod get;
 mod load;
-mod null;
 mod peers;
 mod put;
 mod report;
@@ -42,8 +41,6 @@ enum Command {
     Fill(put::Fill),
     /// Measure Forebay, nginx, cachey and the null server in one run, interleaved
     Compare(compare::Compare),
-    /// Serve a constant body with Forebay's TLS and HTTP code: the ceiling of what a proxy can reach
-    Null(null::Null),
 }
 
 fn main() -> ExitCode {
@@ -52,7 +49,6 @@ fn main() -> ExitCode {
         Command::Put(put) => put.run(),
         Command::Fill(fill) => fill.run(),
         Command::Compare(compare) => compare.run(),
-        Command::Null(null) => null.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use rustix::process::{Pid, Signal};
 use url::Url;
 
@@ -125,6 +125,12 @@ impl Lab {
     /// The origin's URL, without a slash at its end; a case's keys are at `/{bucket}/bench-{key}`.
     pub fn origin(&self) -> String {
         format!("http://127.0.0.1:{}", self.origin_port)
+    }
+
+    /// Says how to get the proxy's binary if it is missing.
+    fn need_forebay(&self) -> Result<()> {
+        ensure!(self.forebay.is_file(), "{} is missing: cargo build --release", self.forebay.display());
+        Ok(())
     }
 
     /// Where the origin's files lie.

@@ -28,18 +28,13 @@ fn memory(case: &Case) -> &'static str {
 
 /// Its version.
 pub fn version(lab: &Lab) -> Result<String> {
-    exists(lab)?;
+    lab.need_forebay()?;
     version_line(Command::new(&lab.forebay).arg("--version"))
-}
-
-fn exists(lab: &Lab) -> Result<()> {
-    ensure!(lab.forebay.is_file(), "{} is missing: cargo build --release", lab.forebay.display());
-    Ok(())
 }
 
 /// Makes keys, a token and a configuration, and starts the proxy.
 pub fn start(lab: &Lab, case: &Case) -> Result<Running> {
-    exists(lab)?;
+    lab.need_forebay()?;
     let folder = lab.peer_folder(Peer::Forebay, case)?;
     let (public_key, token) = token(lab, &folder)?;
     fs::write(folder.join("token"), token)?;
