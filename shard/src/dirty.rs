@@ -38,6 +38,11 @@ pub(crate) struct DirtyQueue {
 #[derive(Default)]
 struct Queues {
     entries: IdentityMap<Entry>,
+    /// All entries.
+    by_age: BTreeSet<Age>,
+    /// Entries that stand so.
+    conflicts: u64,
+    lost: u64,
     volumes: BTreeMap<Arc<str>, VolumeQueue>,
 }
 
@@ -66,10 +71,12 @@ pub enum Standing {
     Lost,
 }
 
+/// Since when a record is dirty, its generation, its identity: what records are ordered by.
+type Age = (u64, Generation, Identity);
+
 #[derive(Default)]
 struct VolumeQueue {
-    /// By age, then generation.
-    ready: BTreeSet<(u64, Generation, Identity)>,
+    ready: BTreeSet<Age>,
     /// By the instant of the next try.
     backoff: BTreeSet<(Nanos, Generation, Identity)>,
     flushing_count: usize,
@@ -157,9 +164,10 @@ impl DirtyQueue {
         {
             let queues = &mut *self.queues.borrow_mut();
             let identity = record.identity;
+            let older = queues.take(identity);
             let volume = queues.volumes.entry(Arc::clone(&record.key.volume)).or_default();
             let mut flushing = None;
-            if let Some(older) = queues.entries.remove(&identity) {
+            if let Some(older) = older {
                 assert!(older.record.generation < record.generation, "generations of a key only grow");
                 volume.dequeue(&older);
                 flushing = older.flushing;
@@ -169,6 +177,7 @@ impl DirtyQueue {
             if entry.flushing.is_none() {
                 volume.ready.insert(age_of(&entry.record));
             }
+            queues.by_age.insert(age_of(&entry.record));
             queues.entries.insert(identity, entry);
         }
         self.changed.notify(usize::MAX);
@@ -245,9 +254,7 @@ impl DirtyQueue {
                     // A synchronous store met the conflict while this flush waited for the key's lane.
                 } else if entry.record.generation == record.generation {
                     match end {
-                        Finished::Done => drop(queues.entries.remove(&record.identity)),
-                        Finished::Conflict => entry.standing = Standing::Conflict,
-                        Finished::Lost => entry.standing = Standing::Lost,
+                        Finished::Done | Finished::Conflict | Finished::Lost => queues.end(record.identity, end),
                         Finished::Retry(at) => {
                             entry.failures += 1;
                             entry.standing = Standing::Backoff(at);
@@ -274,12 +281,7 @@ impl DirtyQueue {
             }
             let volume = queues.volumes.get_mut(&entry.record.key.volume).expect("a record's volume has its queue");
             volume.dequeue(entry);
-            match end {
-                Finished::Done => drop(queues.entries.remove(&identity)),
-                Finished::Conflict => entry.standing = Standing::Conflict,
-                Finished::Lost => entry.standing = Standing::Lost,
-                Finished::Retry(_) | Finished::Superseded => unreachable!("only a flush is tried again"),
-            }
+            queues.end(identity, end);
         }
         self.changed.notify(usize::MAX);
     }
@@ -369,23 +371,19 @@ impl DirtyQueue {
 
     pub(crate) fn totals(&self) -> DirtyTotals {
         let queues = self.queues.borrow();
-        let mut totals = DirtyTotals { records: queues.entries.len() as u64, ..DirtyTotals::default() };
-        for entry in queues.entries.values() {
-            totals.conflicts += u64::from(entry.standing == Standing::Conflict);
-            totals.lost += u64::from(entry.standing == Standing::Lost);
-            totals.flushing += u64::from(entry.flushing.is_some());
-            let oldest = totals.oldest_since_unix_ms.get_or_insert(entry.record.since_unix_ms);
-            *oldest = (*oldest).min(entry.record.since_unix_ms);
+        DirtyTotals {
+            records: queues.entries.len() as u64,
+            conflicts: queues.conflicts,
+            lost: queues.lost,
+            flushing: queues.volumes.values().map(|volume| volume.flushing_count as u64).sum(),
+            oldest_since_unix_ms: queues.by_age.first().map(|(since_unix_ms, ..)| *since_unix_ms),
         }
-        totals
     }
 
     /// Up to `max` records, oldest first.
     pub(crate) fn list(&self, max: usize) -> Vec<DirtyItem> {
         let queues = self.queues.borrow();
-        let mut entries: Vec<&Entry> = queues.entries.values().collect();
-        entries.sort_unstable_by_key(|entry| age_of(&entry.record));
-        entries.iter().take(max).map(|entry| entry.item()).collect()
+        queues.by_age.iter().take(max).map(|(.., identity)| queues.entries[identity].item()).collect()
     }
 
     /// Every dirty record; for `check`.
@@ -399,7 +397,11 @@ impl DirtyQueue {
         let queues = self.queues.borrow();
         let held: u64 = queues.entries.values().map(|entry| entry.reservation.bytes()).sum();
         assert!(held <= self.budget.used_bytes(), "I10: every dirty record is paid for");
+        let standing = |standing| queues.entries.values().filter(|entry| entry.standing == standing).count() as u64;
+        assert_eq!((standing(Standing::Conflict), standing(Standing::Lost)), (queues.conflicts, queues.lost));
+        assert_eq!(queues.entries.len(), queues.by_age.len());
         for (identity, entry) in &queues.entries {
+            assert!(queues.by_age.contains(&age_of(&entry.record)));
             let volume = &queues.volumes[&entry.record.key.volume];
             assert_eq!(*identity, entry.record.identity);
             let ready = volume.ready.contains(&age_of(&entry.record));
@@ -426,6 +428,29 @@ impl Entry {
 }
 
 impl Queues {
+    fn take(&mut self, identity: Identity) -> Option<Entry> {
+        let entry = self.entries.remove(&identity)?;
+        self.by_age.remove(&age_of(&entry.record));
+        self.conflicts -= u64::from(entry.standing == Standing::Conflict);
+        self.lost -= u64::from(entry.standing == Standing::Lost);
+        Some(entry)
+    }
+
+    /// Ends a record's time in the queue, for good or for bad.
+    fn end(&mut self, identity: Identity, end: Finished) {
+        let Some(entry) = self.take(identity) else { return };
+        let standing = match end {
+            Finished::Done => return,
+            Finished::Conflict => Standing::Conflict,
+            Finished::Lost => Standing::Lost,
+            Finished::Retry(_) | Finished::Superseded => unreachable!("only a flush is tried again"),
+        };
+        self.conflicts += u64::from(standing == Standing::Conflict);
+        self.lost += u64::from(standing == Standing::Lost);
+        self.by_age.insert(age_of(&entry.record));
+        self.entries.insert(identity, Entry { standing, ..entry });
+    }
+
     /// Moves what has waited long enough to its place by age.
     fn wake_backoff(&mut self, now: Nanos) {
         for volume in self.volumes.values_mut() {
@@ -475,112 +500,9 @@ impl VolumeQueue {
     }
 }
 
-fn age_of(record: &DirtyRecord) -> (u64, Generation, Identity) {
+fn age_of(record: &DirtyRecord) -> Age {
     (record.since_unix_ms, record.generation, record.identity)
 }
 
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
-mod tests {
-    use forebay_io::checksum::Digest;
-
-    use super::*;
-    use crate::store::BeforeStore;
-
-    fn record(volume: &str, name: u128, generation: u64, since_unix_ms: u64) -> Rc<DirtyRecord> {
-        let kind = DirtyKind::Block { len_bytes: 100, digest: Digest(name), before: BeforeStore::Nothing };
-        let key = BlockKey::new(volume.into(), format!("k{name}"));
-        Rc::new(DirtyRecord { key, identity: Identity(name), generation: Generation(generation), kind, since_unix_ms })
-    }
-
-    fn insert(queue: &DirtyQueue, record: &Rc<DirtyRecord>) {
-        queue.insert(Rc::clone(record), queue.reserve(&record.kind).unwrap());
-        queue.check();
-    }
-
-    fn flush(queue: &DirtyQueue, now: u64) -> Option<Rc<DirtyRecord>> {
-        match queue.next(Nanos(now)) {
-            Next::Flush(record) => Some(record),
-            Next::At(_) | Next::Idle => None,
-        }
-    }
-
-    #[test]
-    fn the_oldest_goes_first_across_volumes_and_failures_wait() {
-        let queue = DirtyQueue::new(1 << 20);
-        for (volume, name, since) in [("a", 1, 30), ("b", 2, 10), ("a", 3, 20)] {
-            insert(&queue, &record(volume, name, name as u64, since));
-        }
-        let first = flush(&queue, 0).unwrap();
-        assert_eq!(first.identity, Identity(2));
-        queue.finished(&first, Finished::Retry(Nanos(1_000)));
-        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(3));
-        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(1));
-        assert!(matches!(queue.next(Nanos(0)), Next::At(Nanos(1_000))));
-        assert_eq!(flush(&queue, 1_000).unwrap().identity, Identity(2));
-        queue.check();
-    }
-
-    #[test]
-    fn i9_a_superseded_flush_settles_nothing_and_the_newer_record_follows_it() {
-        let queue = DirtyQueue::new(1 << 20);
-        let (old, new) = (record("a", 1, 1, 10), record("a", 1, 2, 20));
-        insert(&queue, &old);
-        let in_hand = flush(&queue, 0).unwrap();
-        insert(&queue, &new);
-        assert!(flush(&queue, 0).is_none(), "never two flushes of a key at once");
-        queue.finished(&in_hand, Finished::Done);
-        queue.check();
-        assert_eq!(flush(&queue, 0).unwrap().generation, Generation(2));
-        queue.finished(&new, Finished::Done);
-        assert_eq!((queue.budget().used_bytes(), queue.has_work()), (0, false));
-    }
-
-    #[test]
-    fn an_outage_lets_one_probe_through_at_a_time_and_its_end_lets_all() {
-        let queue = DirtyQueue::new(1 << 20);
-        (1..=5).for_each(|name| insert(&queue, &record("a", name, name as u64, name as u64)));
-        insert(&queue, &record("b", 9, 9, 9));
-        let probe = flush(&queue, 0).unwrap();
-        queue.unreachable("a", Nanos(500));
-        queue.finished(&probe, Finished::Retry(Nanos(900)));
-        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(9), "another volume goes on");
-        assert!(matches!(queue.next(Nanos(0)), Next::At(Nanos(500))));
-        let probe = flush(&queue, 500).unwrap();
-        assert_eq!(probe.identity, Identity(2), "probes take turns");
-        assert!(matches!(queue.next(Nanos(500)), Next::Idle));
-        queue.reachable("a");
-        queue.finished(&probe, Finished::Done);
-        let rest: Vec<u128> = std::iter::from_fn(|| flush(&queue, 500)).map(|record| record.identity.0).collect();
-        assert_eq!(rest, [1, 3, 4, 5]);
-        queue.check();
-    }
-
-    #[test]
-    fn conflicts_are_kept_and_block_nothing() {
-        let queue = DirtyQueue::new(1 << 20);
-        insert(&queue, &record("a", 1, 1, 1));
-        insert(&queue, &record("a", 2, 2, 2));
-        let first = flush(&queue, 0).unwrap();
-        queue.finished(&first, Finished::Conflict);
-        assert_eq!(flush(&queue, 0).unwrap().identity, Identity(2));
-        assert_eq!(
-            queue.totals(),
-            DirtyTotals { records: 2, conflicts: 1, lost: 0, flushing: 1, oldest_since_unix_ms: Some(1) }
-        );
-        assert_eq!(queue.list(9)[0].standing, Standing::Conflict);
-        queue.check();
-    }
-
-    #[test]
-    fn i10_a_delete_takes_over_the_room_of_what_it_deletes() {
-        let queue = DirtyQueue::new(100 + RECORD_BYTES);
-        let block = record("a", 1, 1, 1);
-        insert(&queue, &block);
-        assert!(queue.reserve(&DirtyKind::Tombstone).is_none());
-        let tombstone = DirtyRecord { kind: DirtyKind::Tombstone, generation: Generation(2), ..(*block).clone() };
-        queue.insert_tombstone(Rc::new(tombstone), None);
-        queue.check();
-        assert_eq!(queue.budget().used_bytes(), RECORD_BYTES);
-    }
-}
+mod tests;

@@ -21,5 +21,6 @@ mod put;
 pub mod read;
 mod remove;
 pub mod shard;
+pub mod sim_origin;
 pub mod stats;
 pub mod store;
