@@ -30,6 +30,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                     DirtyKind::Block { len_bytes, .. },
                     Some(Found::Block { generation, len_bytes: found, state, .. }),
                 ) => *generation == record.generation && len_bytes == found && *state == EntryState::Dirty,
+                // The origin confirmed it, but its end did not become durable: it is kept, so that after a restart nobody
+                // is surprised by it.
+                (DirtyKind::Tombstone, None) => inner.dirty.failures(record.identity) > 0,
                 _ => false,
             };
             let lost = inner.dirty.standing(record.identity) == Some(Standing::Lost);

@@ -89,6 +89,14 @@ struct Outage {
     next_probe: Nanos,
 }
 
+/// Why a key with a dirty record is not read.
+pub(crate) enum Withheld {
+    /// It was deleted, and that the origin knows of it is not durable here.
+    Deleted,
+    /// As [`Standing::Lost`].
+    Lost,
+}
+
 /// What the flusher does next.
 pub(crate) enum Next {
     /// Flush this record, then call [`DirtyQueue::finished`].
@@ -207,6 +215,17 @@ impl DirtyQueue {
     /// Where the current dirty record of a key stands.
     pub(crate) fn standing(&self, identity: Identity) -> Option<Standing> {
         self.queues.borrow().entries.get(&identity).map(|entry| entry.standing)
+    }
+
+    /// Whether a key must not be read, whatever the index or the origin has.
+    pub(crate) fn withheld(&self, identity: Identity) -> Option<Withheld> {
+        let queues = self.queues.borrow();
+        let entry = queues.entries.get(&identity)?;
+        match (&entry.record.kind, entry.standing) {
+            (DirtyKind::Tombstone, _) => Some(Withheld::Deleted),
+            (DirtyKind::Block { .. }, Standing::Lost) => Some(Withheld::Lost),
+            (DirtyKind::Block { .. }, _) => None,
+        }
     }
 
     /// Whether `generation` is what is dirty under `identity`.

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::{Disk, Runtime};
 
-use crate::dirty::{Finished, Standing};
+use crate::dirty::{Finished, Standing, Withheld};
 use crate::key::{BlockKey, Generation, Identity};
 use crate::memory::contiguous;
 use crate::origin::{Etag, Origin};
@@ -29,8 +29,13 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             counters.bytes_hit_memory.add(hit.body.len() as u64);
             return Got::Memory(hit);
         }
-        if self.inner.dirty.standing(identity) == Some(Standing::Lost) {
-            return Got::Lost;
+        match self.inner.dirty.withheld(identity) {
+            Some(Withheld::Deleted) => {
+                counters.absent.one();
+                return Got::Absent;
+            }
+            Some(Withheld::Lost) => return Got::Lost,
+            None => {}
         }
         if let Some(located) = self.inner.store.locate(identity) {
             counters.hits_disk.one();

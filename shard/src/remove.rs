@@ -1,8 +1,8 @@
 //! DELETE and purge.
 //!
 //! Called by `src/proxy/dispatch` on the core that owns the key, under the key's lock. A delete is for the cache and the
-//! origin: in a write-back volume a durable tombstone is acknowledged like a put and flushed in the key's order; in a
-//! write-through volume the origin is asked first. A purge is for the cache alone and never drops what the origin does
+//! origin: in a write-back volume it is acknowledged as a durable tombstone and flushed in the key's order, in a
+//! write-through volume when the origin confirmed it. A purge is for the cache alone and never drops what the origin does
 //! not have (I4). After either, no fill that began before is published (I6).
 
 use forebay_io::{Disk, Runtime};
@@ -97,18 +97,19 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         Ok(())
     }
 
-    /// The origin first, then durably here.
+    /// Gone durably here, then at the origin.
     async fn delete_through(&self, key: &BlockKey, identity: Identity) -> Removed {
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
             return self.removal_declined(DeclinedReason::QueueFull);
         };
         let _change = self.begin_change(identity);
-        if let Err(error) = self.inner.origin.delete(key).await {
-            return Removed::Failed(error);
+        // Here first: if the origin's answer never comes, what it has is the truth, and nothing here contradicts it.
+        if let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+            return Removed::Declined(self.decline_for(&error));
         }
-        match self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+        match self.inner.origin.delete(key).await {
             Ok(()) => Removed::Done(Durability::Origin),
-            Err(error) => Removed::Declined(self.decline_for(&error)),
+            Err(error) => Removed::Failed(error),
         }
     }
 

@@ -161,6 +161,7 @@ impl Client {
 
     async fn purge(&mut self, index: usize) {
         let removed = self.shard.purge(&self.key(index)).await;
+        self.shared.keys[index].borrow_mut().note(format!("purge: {removed:?}"));
         assert!(!matches!(removed, Removed::Failed(_)), "a purge asks nobody");
     }
 

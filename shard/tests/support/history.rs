@@ -25,6 +25,8 @@ pub struct KeyHistory {
     /// Somebody else stored version 0 at the origin, without our digest: there nobody can tell that the bytes are the
     /// same.
     foreign: bool,
+    /// What happened, for whoever reads a failure.
+    events: Vec<String>,
 }
 
 impl KeyHistory {
@@ -37,6 +39,7 @@ impl KeyHistory {
             next_reader: 0,
             contested: false,
             foreign,
+            events: Vec::new(),
         }
     }
 
@@ -51,8 +54,14 @@ impl KeyHistory {
     pub fn end_read(&mut self, reader: u64, state: Option<State>) {
         let allowed = self.readers.remove(&reader).expect("a read ends once");
         if let Some(state) = state {
-            assert!(allowed.contains(&state), "{:?}: read {state:?}, allowed {allowed:?}", self.key);
+            self.note(format!("read {state:?}"));
+            let events = self.events.join("\n");
+            assert!(allowed.contains(&state), "{:?}: read {state:?}, allowed {allowed:?}\n{events}", self.key);
         }
+    }
+
+    pub fn note(&mut self, event: impl Into<String>) {
+        self.events.push(event.into());
     }
 
     /// Forgets a read that was given up.
@@ -63,13 +72,15 @@ impl KeyHistory {
     pub fn begin_write(&mut self, state: State) {
         assert!(self.pending.is_none(), "one writer per key");
         self.pending = Some(state);
+        self.note(format!("writing {state:?}"));
         self.readers.values_mut().for_each(|allowed| drop(allowed.insert(state)));
     }
 
     pub fn end_put(&mut self, version: u64, condition: &Condition, asked: Durability, done: &PutDone) {
         let state = self.pending.take().expect("a put was begun");
         let others = self.possible.iter().any(|state| state.is_some_and(|other| other != version));
-        let context = format!("{:?} v{version} {condition:?}: {done:?}, possible {:?}", self.key, self.possible);
+        self.note(format!("put v{version} {condition:?} {asked:?}: {done:?}, possible {:?}", self.possible));
+        let context = format!("{:?}\n{}", self.key, self.events.join("\n"));
         let through = &*self.key.volume == "through";
         match done {
             PutDone::Created(durability) => {
@@ -100,6 +111,7 @@ impl KeyHistory {
 
     pub fn end_delete(&mut self, done: &Removed) {
         let state = self.pending.take().expect("a delete was begun");
+        self.note(format!("delete: {done:?}, possible {:?}", self.possible));
         match done {
             Removed::Done(_) => {
                 self.possible = BTreeSet::from([state]);
@@ -114,6 +126,7 @@ impl KeyHistory {
 
     /// The machine crashed: whatever was being written may be there or not.
     pub fn crash(&mut self) {
+        self.note("crash");
         self.possible.extend(self.pending.take());
         self.readers.clear();
     }

@@ -41,7 +41,9 @@ impl Node {
         let world = SimWorld::new(seed);
         let origin = SimOrigin::new(seed, world.runtime());
         let disk = world.disk();
-        world.block_on(async { SimShard::format(&disk, geometry(), &identity()).await }).expect("format");
+        world
+            .block_on(async { SimShard::format(&disk, &world.runtime(), geometry(), &identity()).await })
+            .expect("format");
         let (shard, _) = open(&world, &origin, &config);
         Node { world, origin, config, shard }
     }
