@@ -51,7 +51,7 @@ impl Shared {
     fn new(node: &Node, rng: &mut SmallRng, rot: bool) -> Rc<Shared> {
         let mut versions = HashMap::new();
         let keys = (0..KEYS).map(|index| {
-            (0..VERSIONS).for_each(|v| drop(versions.insert(Digest::of(&content(index, v)), (index, v))));
+            versions.extend((0..VERSIONS).map(|version| (Digest::of(&content(index, version)), (index, version))));
             let key = key(["back", "spill", "through"][index % 3], &format!("key/{index}"));
             let (there, foreign) = (rng.random_range(0..3) == 0, rng.random());
             if there {

@@ -73,7 +73,9 @@ impl KeyHistory {
         assert!(self.pending.is_none(), "one writer per key");
         self.pending = Some(state);
         self.note(format!("writing {state:?}"));
-        self.readers.values_mut().for_each(|allowed| drop(allowed.insert(state)));
+        for allowed in self.readers.values_mut() {
+            allowed.insert(state);
+        }
     }
 
     pub fn end_put(&mut self, version: u64, condition: &Condition, asked: Durability, done: &PutDone) {
@@ -105,7 +107,9 @@ impl KeyHistory {
                 assert!(*condition == Condition::Absent && (any || self.contested), "{context}");
             }
             PutDone::Declined(declined) if !may_turn_up(declined) => {}
-            PutDone::Declined(_) | PutDone::Failed(_) => drop(self.possible.insert(state)),
+            PutDone::Declined(_) | PutDone::Failed(_) => {
+                self.possible.insert(state);
+            }
         }
     }
 
@@ -119,7 +123,9 @@ impl KeyHistory {
                 self.foreign = false;
             }
             Removed::Declined(declined) if !may_turn_up(declined) => {}
-            Removed::Declined(_) | Removed::Failed(_) => drop(self.possible.insert(state)),
+            Removed::Declined(_) | Removed::Failed(_) => {
+                self.possible.insert(state);
+            }
             Removed::Dirty => panic!("a delete is not a purge"),
         }
     }

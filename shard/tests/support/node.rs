@@ -253,6 +253,9 @@ pub fn begin<T: 'static>(world: &SimWorld, work: impl Future<Output = T> + 'stat
     use forebay_io::Runtime;
     let slot: Slot<T> = Rc::default();
     let filled = Rc::clone(&slot);
-    world.runtime().spawn(async move { drop(filled.borrow_mut().replace(work.await)) });
+    world.runtime().spawn(async move {
+        let value = work.await;
+        filled.borrow_mut().replace(value);
+    });
     slot
 }
