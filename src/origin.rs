@@ -23,7 +23,7 @@ mod store;
 pub use check::{ConditionalPut, RACERS};
 pub use credentials::{CredentialError, CredentialSource, Keys};
 pub use handle::OriginHandle;
-pub use name::{NameTooLong, object_name};
+pub use name::{NameStyle, NameTooLong, object_name};
 pub use pool::{OriginPool, StartError};
 pub use s3::ClientError;
 pub use settings::{AddressStyle, RetrySettings, StoreSettings, VolumeSettings};

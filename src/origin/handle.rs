@@ -14,7 +14,8 @@ use futures::channel::oneshot;
 
 use super::check::ConditionalPut;
 use super::job::{Answer, Job, Task};
-use super::name::{NameTooLong, object_name};
+use super::name::{NameStyle, NameTooLong, object_name};
+use super::settings::StoreSettings;
 use super::stats::{Counters, StoreStats};
 use crate::mailbox::{Refused, Sender};
 
@@ -33,6 +34,8 @@ struct Shared {
 pub(super) struct Volume {
     /// The store's index.
     pub store: usize,
+    /// How keys are written there.
+    pub names: NameStyle,
     /// Put before each key.
     pub prefix: String,
     /// The largest block.
@@ -42,6 +45,7 @@ pub(super) struct Volume {
 /// The queues of one store, one per thread.
 pub(super) struct Lanes {
     store: Arc<str>,
+    names: NameStyle,
     senders: Vec<Sender<Job>>,
     next: AtomicUsize,
     counters: Arc<Counters>,
@@ -58,7 +62,7 @@ impl OriginHandle {
     /// [`NameTooLong`]: with the volume's prefix, the object's name is longer than S3 takes.
     pub fn check_key(&self, key: &BlockKey) -> Result<(), NameTooLong> {
         match self.shared.volumes.get(&key.volume) {
-            Some(volume) => object_name(&volume.prefix, &key.key).map(drop),
+            Some(volume) => object_name(volume.names, &volume.prefix, &key.key).map(drop),
             None => Ok(()),
         }
     }
@@ -131,8 +135,13 @@ impl Origin for OriginHandle {
 }
 
 impl Lanes {
-    pub(super) fn new(store: Arc<str>, senders: Vec<Sender<Job>>, counters: Arc<Counters>) -> Lanes {
-        Lanes { store, senders, next: AtomicUsize::new(0), counters }
+    pub(super) fn new(settings: &StoreSettings, senders: Vec<Sender<Job>>, counters: Arc<Counters>) -> Lanes {
+        let store = Arc::clone(&settings.name);
+        Lanes { store, names: settings.names, senders, next: AtomicUsize::new(0), counters }
+    }
+
+    pub(super) fn names(&self) -> NameStyle {
+        self.names
     }
 
     pub(super) fn store(&self) -> &Arc<str> {
@@ -171,5 +180,6 @@ async fn answered<T>(asked: Result<oneshot::Receiver<Result<T, OriginError>>, Or
 }
 
 fn name(volume: &Volume, key: &str) -> Result<String, OriginError> {
-    object_name(&volume.prefix, key).map_err(|error| OriginError::new(OriginErrorKind::Protocol, error.to_string()))
+    object_name(volume.names, &volume.prefix, key)
+        .map_err(|error| OriginError::new(OriginErrorKind::Protocol, error.to_string()))
 }

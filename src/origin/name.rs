@@ -16,14 +16,29 @@ pub struct NameTooLong {
     pub bytes: usize,
 }
 
+/// How keys are written in a bucket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum NameStyle {
+    /// As they are, but for dot segments: what S3 itself and most stores take.
+    #[default]
+    Plain,
+    /// For stores over a file tree (SeaweedFS), which take `a//b`, `a\b` and `a/b` for one object: also an empty segment
+    /// stands as `%`, `\` as `%5C` and `%` as `%25`.
+    Portable,
+}
+
 /// The object's name for `key`.
 ///
 /// # Errors
 /// [`NameTooLong`]: more than [`NAME_BYTES_MAX`] bytes.
-pub fn object_name(prefix: &str, key: &str) -> Result<String, NameTooLong> {
+pub fn object_name(style: NameStyle, prefix: &str, key: &str) -> Result<String, NameTooLong> {
     let plain = format!("{prefix}{key}");
-    let escaped = plain.split('/').any(|segment| dots(segment).is_some());
-    let name = if escaped { plain.split('/').map(escape).collect::<Vec<_>>().join("/") } else { plain };
+    let segments = plain.split('/');
+    let name = match style {
+        NameStyle::Plain if plain.split('/').all(|segment| dots(segment).is_none()) => plain,
+        NameStyle::Plain => segments.map(escape).collect::<Vec<_>>().join("/"),
+        NameStyle::Portable => segments.map(escape_portably).collect::<Vec<_>>().join("/"),
+    };
     if name.len() <= NAME_BYTES_MAX { Ok(name) } else { Err(NameTooLong { bytes: name.len() }) }
 }
 
@@ -51,6 +66,15 @@ fn escape(segment: &str) -> String {
     }
 }
 
+/// Literal `%` is always followed by `25`, so the other uses of `%` are free.
+fn escape_portably(segment: &str) -> String {
+    match segment {
+        "" => "%".to_owned(),
+        "." | ".." => segment.replace('.', "%2E"),
+        _ => segment.replace('%', "%25").replace('\\', "%5C"),
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
@@ -59,24 +83,43 @@ mod tests {
     #[test]
     fn ordinary_names_stand_unchanged() {
         for key in ["a", "a/b", "a//b", "/a", "a/", "...", ".a", "a..b", "%2e", "a%2Eb", "ü b+c", "%2E%252E", ".%2E"] {
-            assert_eq!(object_name("p/", key).unwrap(), format!("p/{key}"));
+            assert_eq!(object_name(NameStyle::Plain, "p/", key).unwrap(), format!("p/{key}"));
         }
     }
 
     #[test]
     fn dot_segments_are_escaped_one_to_one() {
-        assert_eq!(object_name("p/", "a/../b").unwrap(), "p/a/%2E%2E/b");
-        assert_eq!(object_name("p/", ".").unwrap(), "p/%2E");
+        assert_eq!(object_name(NameStyle::Plain, "p/", "a/../b").unwrap(), "p/a/%2E%2E/b");
+        assert_eq!(object_name(NameStyle::Plain, "p/", ".").unwrap(), "p/%2E");
         let keys = [".", "..", "%2E", "%2E%2E", "%252E", "%252E%252E", "%25252E", ".%2E", "%2E.", "...", "%25%252E2E"];
-        let names: std::collections::BTreeSet<_> = keys.iter().map(|key| object_name("", key).unwrap()).collect();
+        let names: std::collections::BTreeSet<_> =
+            keys.iter().map(|key| object_name(NameStyle::Plain, "", key).unwrap()).collect();
         assert_eq!(names.len(), keys.len(), "{names:?}");
         assert!(names.iter().all(|name| name != "." && name != ".."));
     }
 
     #[test]
+    fn portable_names_have_no_segment_that_a_file_tree_would_resolve() {
+        let portable = |key: &str| object_name(NameStyle::Portable, "p/", key).unwrap();
+        assert_eq!(portable("a b/c.d"), "p/a b/c.d");
+        let keys = ["a/b", "a//b", "/a/b", "a/b/", "a\\b", "a%5Cb", "a/%/b", "..", "%2E%2E", "%", "%25", "a/../b", "/"];
+        let names: std::collections::BTreeSet<_> = keys.iter().map(|key| portable(key)).collect();
+        assert_eq!(names.len(), keys.len(), "{names:?}");
+        for name in names {
+            assert!(
+                name.split('/').all(|segment| !matches!(segment, "" | "." | "..")) && !name.contains('\\'),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
     fn too_long_names_are_refused() {
-        assert!(object_name("p", &"x".repeat(1023)).is_ok());
-        assert_eq!(object_name("p", &"x".repeat(1024)), Err(NameTooLong { bytes: 1025 }));
-        assert_eq!(object_name("", &vec![".."; 341].join("/")), Err(NameTooLong { bytes: 341 * 7 - 1 }));
+        assert!(object_name(NameStyle::Plain, "p", &"x".repeat(1023)).is_ok());
+        assert_eq!(object_name(NameStyle::Plain, "p", &"x".repeat(1024)), Err(NameTooLong { bytes: 1025 }));
+        assert_eq!(
+            object_name(NameStyle::Plain, "", &vec![".."; 341].join("/")),
+            Err(NameTooLong { bytes: 341 * 7 - 1 })
+        );
     }
 }

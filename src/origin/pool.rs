@@ -127,14 +127,15 @@ fn lanes(settings: StoreSettings, threads: &mut [Vec<Lane>]) -> Result<Lanes, Cl
         senders.push(sender);
         thread.push(Lane { client: Arc::new(S3Client::new(Arc::clone(&shared))?), jobs, concurrency });
     }
-    Ok(Lanes::new(Arc::clone(&shared.settings.name), senders, counters))
+    Ok(Lanes::new(&shared.settings, senders, counters))
 }
 
 fn resolve(volume: &VolumeSettings, stores: &[Lanes]) -> Result<Volume, StartError> {
     let store = stores.iter().position(|lanes| **lanes.store() == *volume.store).ok_or_else(|| {
         StartError::NoSuchStore { volume: Arc::clone(&volume.name), store: Arc::clone(&volume.store) }
     })?;
-    Ok(Volume { store, prefix: volume.prefix.clone(), block_bytes_max: volume.block_bytes_max })
+    let names = stores[store].names();
+    Ok(Volume { store, names, prefix: volume.prefix.clone(), block_bytes_max: volume.block_bytes_max })
 }
 
 impl PoolThread {

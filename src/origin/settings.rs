@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::credentials::CredentialSource;
+use super::name::NameStyle;
 
 /// One bucket of one S3 service.
 #[derive(Debug, Clone)]
@@ -20,6 +21,8 @@ pub struct StoreSettings {
     pub bucket: String,
     /// How the bucket is addressed.
     pub style: AddressStyle,
+    /// How keys are written.
+    pub names: NameStyle,
     /// Who signs.
     pub credentials: CredentialSource,
     /// PEM file of certificate authorities to trust beside the system's.
@@ -48,6 +51,7 @@ impl StoreSettings {
             region: region.to_owned(),
             bucket: bucket.to_owned(),
             style: AddressStyle::Path,
+            names: NameStyle::Plain,
             credentials,
             ca: None,
             concurrency: 64,

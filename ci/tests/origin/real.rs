@@ -1,10 +1,10 @@
 //! Against the development S3 server: round trips, conditions, odd keys, refusals.
 
-use forebay::origin::{ConditionalPut, CredentialSource, Keys};
+use forebay::origin::{ConditionalPut, CredentialSource, Keys, NameStyle};
 use forebay_io::checksum::Digest;
 use forebay_shard::origin::{Etag, Origin, OriginErrorKind, OriginMeta, Stored};
 
-use crate::rig::{BLOCK_BYTES_MAX, Rig, content, fetch, key, store_of, wait};
+use crate::rig::{BLOCK_BYTES_MAX, Rig, content, external, fetch, key, store_of, wait};
 
 #[test]
 fn blocks_of_every_size_come_back_with_their_digest() {
@@ -30,8 +30,16 @@ fn blocks_of_every_size_come_back_with_their_digest() {
 
 #[test]
 fn any_key_is_its_own_object() {
-    let rig = Rig::new();
-    let (long, wide) = ("k".repeat(1_000), "ü/".repeat(300));
+    // A server over a file tree can't tell `a//b` from `a/b`: there names are written portably.
+    let rig = Rig::with(|store| {
+        store.names = if external() { NameStyle::Portable } else { NameStyle::Plain };
+    });
+    keys_are_kept_apart(&rig);
+    keys_are_kept_apart(&Rig::with(|store| store.names = NameStyle::Portable));
+}
+
+fn keys_are_kept_apart(rig: &Rig) {
+    let (long, wide) = (format!("{}/end", "k".repeat(250)).repeat(3), "ü/".repeat(290));
     let keys = [
         "a",
         "a/",
@@ -71,17 +79,26 @@ fn any_key_is_its_own_object() {
     for name in keys {
         let (_, got) = fetch(&rig.handle, name).unwrap().unwrap();
         assert_eq!(String::from_utf8(got).unwrap(), name);
-        let unchanged = !name.split('/').any(|part| matches!(part, "." | ".." | "%2E" | "%2E%2E"));
-        assert!(!unchanged || !rig.requests("GET", &format!("p/{name}")).is_empty(), "{name:?} has another name");
     }
-    assert_eq!(rig.requests("GET", "p/a/%2E%2E/b").len(), 1);
+}
+
+#[test]
+fn names_are_plain_but_for_dot_segments() {
+    let rig = Rig::new();
+    for name in ["a/b", "a//b", "/a", "a/", "a b+c%", "\\", "a/../b"] {
+        fetch(&rig.handle, name).unwrap();
+        let unchanged = !name.split('/').any(|part| matches!(part, "." | ".." | "%2E" | "%2E%2E"));
+        let found = rig.requests("GET", name).is_none_or(|requests| !requests.is_empty());
+        assert!(!unchanged || found, "{name:?} has another name");
+    }
+    assert!(rig.requests("GET", "a/%2E%2E/b").is_none_or(|requests| requests.len() == 1));
 }
 
 #[test]
 fn a_name_that_s3_does_not_take_is_refused_with_the_reason() {
     let rig = Rig::new();
-    let long = key(&"k".repeat(1_023));
-    assert!(rig.handle.check_key(&key(&"k".repeat(1_022))).is_ok());
+    let long = key(&"k".repeat(1_025 - rig.prefix.len()));
+    assert!(rig.handle.check_key(&key(&"k".repeat(1_024 - rig.prefix.len()))).is_ok());
     assert!(rig.handle.check_key(&long).unwrap_err().to_string().contains("1,024"));
     let error = wait(rig.handle.head(&long)).unwrap_err();
     assert!(error.kind == OriginErrorKind::Protocol && error.detail.contains("1025 bytes"), "{error}");
@@ -107,7 +124,9 @@ fn of_64_racing_stores_one_wins_and_the_others_learn_what_is_there() {
             Stored::Conflict(found) => assert_eq!(found, there),
         }
     }
-    assert_eq!(rig.requests("PUT", "p/race").iter().filter(|put| put.status == 200).count(), 1);
+    if let Some(puts) = rig.requests("PUT", "race") {
+        assert_eq!(puts.iter().filter(|put| put.status == 200).count(), 1);
+    }
 }
 
 #[test]
@@ -119,8 +138,9 @@ fn a_failed_condition_is_done_for_the_same_bytes_and_a_conflict_for_others() {
     let there = OriginMeta { len_bytes: 5, etag: Etag::Digest(Digest::of(b"first")) };
     assert_eq!(stored(b"other"), Stored::Conflict(there));
     assert_eq!(fetch(&rig.handle, "k").unwrap().unwrap().1, b"first");
-    let statuses: Vec<u16> = rig.requests("PUT", "p/k").iter().map(|put| put.status.as_u16()).collect();
-    assert_eq!(statuses, [200, 412, 412]);
+    if let Some(puts) = rig.requests("PUT", "k") {
+        assert_eq!(puts.iter().map(|put| put.status.as_u16()).collect::<Vec<_>>(), [200, 412, 412]);
+    }
 }
 
 #[test]
@@ -129,7 +149,7 @@ fn the_race_of_the_check_finds_the_layer_atomic_and_leaves_nothing() {
     let verified = wait(rig.handle.verify_conditional_put("v", ".forebay-check")).unwrap();
     assert_eq!(verified, ConditionalPut::Atomic);
     assert_eq!(wait(rig.handle.head(&key(".forebay-check"))).unwrap(), None);
-    assert_eq!(rig.requests("PUT", "p/.forebay-check").len(), 64);
+    assert!(rig.requests("PUT", ".forebay-check").is_none_or(|puts| puts.len() == 64));
 }
 
 #[test]
@@ -164,8 +184,10 @@ fn refusals_name_the_fix() {
     assert!(error.kind == OriginErrorKind::Denied && error.detail.contains("secret key"), "{error}");
     let error = refused(&Rig::with(|store| store.credentials = keys("NOBODY", "wrong")));
     assert!(error.kind == OriginErrorKind::Denied && error.detail.contains("access key NOBO…"), "{error}");
-    let error = refused(&Rig::with(|store| store.region = "eu-west-1".into()));
-    assert!(error.detail.contains("is in `us-east-1`") && error.detail.contains("says `eu-west-1`"), "{error}");
+    if !external() {
+        let error = refused(&Rig::with(|store| store.region = "eu-west-1".into()));
+        assert!(error.detail.contains("is in `us-east-1`") && error.detail.contains("says `eu-west-1`"), "{error}");
+    }
     let error = refused(&Rig::with(|store| store.bucket = "no-such-bucket".into()));
     assert!(error.kind == OriginErrorKind::NoBucket && error.detail.contains("`no-such-bucket`"), "{error}");
 }

@@ -17,12 +17,21 @@ pub const SECRET_KEY: &str = "a secret / with + signs";
 pub const BUCKET: &str = "blocks";
 pub const BLOCK_BYTES_MAX: u32 = 8 << 20;
 
-/// A pool in front of a real S3 server.
+/// A pool in front of a real S3 server: ours, or the one that `FOREBAY_TEST_S3` names (`http://host:port`, with a
+/// bucket [`BUCKET`] and the keys [`ACCESS_KEY`], [`SECRET_KEY`]).
 pub struct Rig {
-    pub server: S3Server,
     pub handle: OriginHandle,
+    /// Ours, with its log.
+    pub server: Option<S3Server>,
+    /// What volume `v` puts before its keys.
+    pub prefix: String,
     _pool: OriginPool,
     _root: TempDir,
+}
+
+/// Whether the tests run against a server that is not ours: it may differ as `ci/s3-differences.md` says.
+pub fn external() -> bool {
+    std::env::var("FOREBAY_TEST_S3").is_ok()
 }
 
 impl Rig {
@@ -33,18 +42,29 @@ impl Rig {
     /// A rig whose store settings `change` has touched.
     pub fn with(change: impl FnOnce(&mut StoreSettings)) -> Rig {
         let root = tempfile::tempdir().unwrap();
-        let addr = "127.0.0.1:0".parse().unwrap();
-        let server = S3Server::start(root.path(), addr, ACCESS_KEY, SECRET_KEY, BUCKET).unwrap();
-        let mut settings = settings(&server.endpoint());
+        let (server, endpoint) = match std::env::var("FOREBAY_TEST_S3") {
+            Ok(endpoint) => (None, endpoint),
+            Err(_) => {
+                let addr = "127.0.0.1:0".parse().unwrap();
+                let server = S3Server::start(root.path(), addr, ACCESS_KEY, SECRET_KEY, BUCKET).unwrap();
+                let endpoint = server.endpoint();
+                (Some(server), endpoint)
+            }
+        };
+        // A shared bucket: each rig keeps to itself.
+        let prefix =
+            if server.is_some() { "p/".to_owned() } else { format!("{}/", root.path().file_name().unwrap().display()) };
+        let mut settings = settings(&endpoint);
         change(&mut settings);
-        let pool = pool(settings);
-        Rig { handle: pool.handle(), server, _pool: pool, _root: root }
+        let pool = pool_below(settings, &prefix);
+        Rig { handle: pool.handle(), server, prefix, _pool: pool, _root: root }
     }
 
-    /// The logged requests about the object `name`.
-    pub fn requests(&self, method: &str, name: &str) -> Vec<AccessEntry> {
-        let entries = self.server.access_log().entries();
-        entries.into_iter().filter(|entry| entry.method == method && entry.key == name).collect()
+    /// The logged requests about the object `prefix + name`, if the server is ours.
+    pub fn requests(&self, method: &str, name: &str) -> Option<Vec<AccessEntry>> {
+        let entries = self.server.as_ref()?.access_log().entries();
+        let name = format!("{}{name}", self.prefix);
+        Some(entries.into_iter().filter(|entry| entry.method == method && entry.key == name).collect())
     }
 }
 
@@ -62,10 +82,14 @@ pub fn settings(endpoint: &str) -> StoreSettings {
 
 /// A pool of two threads with the volume `v` below `p/`.
 pub fn pool(settings: StoreSettings) -> OriginPool {
+    pool_below(settings, "p/")
+}
+
+fn pool_below(settings: StoreSettings, prefix: &str) -> OriginPool {
     let volume = VolumeSettings {
         name: "v".into(),
         store: settings.name.clone(),
-        prefix: "p/".into(),
+        prefix: prefix.into(),
         block_bytes_max: BLOCK_BYTES_MAX,
     };
     OriginPool::start(vec![settings], &[volume], 2).unwrap()

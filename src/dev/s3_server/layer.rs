@@ -84,13 +84,13 @@ impl Layer {
         Ok(list::select(&keys, query))
     }
 
-    async fn objects(&self, bucket: &str, keys: &[String]) -> S3Result<Vec<Object>> {
+    async fn objects(&self, bucket: &str, keys: &[String], text: Text) -> S3Result<Vec<Object>> {
         let mut objects = Vec::with_capacity(keys.len());
         for key in keys {
             // Deleted since the listing: then it is not there.
             let Ok(head) = self.head_of(bucket, &self.names.name(key)).await else { continue };
             let object = Object {
-                key: Some(key.clone()),
+                key: Some(text.write(key.clone())),
                 size: head.content_length,
                 e_tag: head.e_tag,
                 last_modified: head.last_modified,
@@ -201,25 +201,29 @@ impl S3 for Layer {
     async fn list_objects_v2(&self, req: S3Request<ListObjectsV2Input>) -> S3Result<S3Response<ListObjectsV2Output>> {
         self.admit(&req, &req.input.bucket)?;
         let input = req.input;
+        let text = Text::of(input.encoding_type.as_ref());
+        let resumed = input.continuation_token.as_deref().map(list::decode);
         let query = list::Query {
             prefix: input.prefix.as_deref().unwrap_or(""),
             delimiter: input.delimiter.as_deref(),
-            after: input.continuation_token.as_deref().or(input.start_after.as_deref()).unwrap_or(""),
+            after: resumed.as_deref().or(input.start_after.as_deref()).unwrap_or(""),
             count_max: usize::try_from(input.max_keys.unwrap_or(1000)).unwrap_or(0).min(1000),
         };
         let listing = self.list(&input.bucket, &query)?;
         let count = listing.keys.len() + listing.common_prefixes.len();
         let output = ListObjectsV2Output {
-            contents: Some(self.objects(&input.bucket, &listing.keys).await?),
-            common_prefixes: Some(prefixes(listing.common_prefixes)),
+            contents: Some(self.objects(&input.bucket, &listing.keys, text).await?),
+            common_prefixes: Some(prefixes(listing.common_prefixes, text)),
             key_count: i32::try_from(count).ok(),
             is_truncated: Some(listing.next.is_some()),
-            next_continuation_token: listing.next,
+            // A token stands in XML whatever the key holds.
+            next_continuation_token: listing.next.map(|key| list::encode(&key)),
             continuation_token: input.continuation_token,
-            start_after: input.start_after,
+            start_after: input.start_after.map(|key| text.write(key)),
             max_keys: Some(input.max_keys.unwrap_or(1000)),
-            prefix: input.prefix,
-            delimiter: input.delimiter,
+            prefix: input.prefix.map(|key| text.write(key)),
+            delimiter: input.delimiter.map(|key| text.write(key)),
+            encoding_type: input.encoding_type,
             name: Some(input.bucket),
             ..ListObjectsV2Output::default()
         };
@@ -229,6 +233,7 @@ impl S3 for Layer {
     async fn list_objects(&self, req: S3Request<ListObjectsInput>) -> S3Result<S3Response<ListObjectsOutput>> {
         self.admit(&req, &req.input.bucket)?;
         let input = req.input;
+        let text = Text::of(input.encoding_type.as_ref());
         let query = list::Query {
             prefix: input.prefix.as_deref().unwrap_or(""),
             delimiter: input.delimiter.as_deref(),
@@ -237,14 +242,15 @@ impl S3 for Layer {
         };
         let listing = self.list(&input.bucket, &query)?;
         let output = ListObjectsOutput {
-            contents: Some(self.objects(&input.bucket, &listing.keys).await?),
-            common_prefixes: Some(prefixes(listing.common_prefixes)),
+            contents: Some(self.objects(&input.bucket, &listing.keys, text).await?),
+            common_prefixes: Some(prefixes(listing.common_prefixes, text)),
             is_truncated: Some(listing.next.is_some()),
-            next_marker: listing.next,
-            marker: input.marker,
+            next_marker: listing.next.map(|key| text.write(key)),
+            marker: input.marker.map(|key| text.write(key)),
             max_keys: Some(input.max_keys.unwrap_or(1000)),
-            prefix: input.prefix,
-            delimiter: input.delimiter,
+            prefix: input.prefix.map(|key| text.write(key)),
+            delimiter: input.delimiter.map(|key| text.write(key)),
+            encoding_type: input.encoding_type,
             name: Some(input.bucket),
             ..ListObjectsOutput::default()
         };
@@ -322,6 +328,26 @@ impl S3 for Layer {
     }
 }
 
-fn prefixes(names: Vec<String>) -> Vec<CommonPrefix> {
-    names.into_iter().map(|name| CommonPrefix { prefix: Some(name) }).collect()
+fn prefixes(names: Vec<String>, text: Text) -> Vec<CommonPrefix> {
+    names.into_iter().map(|name| CommonPrefix { prefix: Some(text.write(name)) }).collect()
+}
+
+/// How keys stand in a listing: `encoding-type=url` is what clients ask for that know that XML can't hold every key.
+#[derive(Clone, Copy)]
+enum Text {
+    Plain,
+    Url,
+}
+
+impl Text {
+    fn of(encoding: Option<&EncodingType>) -> Text {
+        if encoding.is_some_and(|encoding| encoding.as_str() == EncodingType::URL) { Text::Url } else { Text::Plain }
+    }
+
+    fn write(self, key: String) -> String {
+        match self {
+            Text::Plain => key,
+            Text::Url => list::encode(&key),
+        }
+    }
 }

@@ -3,7 +3,22 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
 use super::names::Names;
+
+/// Everything but RFC 3986's unreserved characters and `/`.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'_').remove(b'.').remove(b'~').remove(b'/');
+
+/// A key as it can stand in XML and in a query.
+pub fn encode(key: &str) -> String {
+    utf8_percent_encode(key, ENCODED).to_string()
+}
+
+/// The inverse of [`encode`].
+pub fn decode(key: &str) -> String {
+    percent_decode_str(key).decode_utf8_lossy().into_owned()
+}
 
 /// What is asked.
 pub struct Query<'a> {
