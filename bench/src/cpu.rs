@@ -1,6 +1,7 @@
-//! Cores and CPU time: pinning this thread, what it has used, and what a server has used with all its children.
+//! Cores, CPU time and device reads: pinning this thread, what it has used, and what a server has used with all its
+//! children.
 //!
-//! Called by the load loop (its own share) and by `get` (the server's cost per request and per GiB).
+//! Called by the load loop (its own share) and by `get` (the server's costs, and whether a disk case reads the disk).
 
 use std::collections::HashMap;
 use std::fs;
@@ -26,32 +27,57 @@ pub fn thread_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-/// User and system time of a process and all its living descendants, all threads included.
-///
-/// The kernel scales both to the exact run time, so their sum is right to one tick (10 ms) per process.
-///
-/// # Errors
-/// There is no such process.
-pub fn process_time(pid: u32) -> Result<Duration> {
-    let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
-    let mut ticks: HashMap<u32, u64> = HashMap::new();
-    for entry in fs::read_dir("/proc")?.flatten() {
-        let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
-        // A process may end between the listing and the reading: then it counts for nothing.
-        let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
-        let Some((parent, used)) = parse_stat(&text) else { continue };
-        children.entry(parent).or_default().push(process);
-        ticks.insert(process, used);
+/// What a process and all its living descendants have used so far, all threads included.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Usage {
+    /// User and system time. The kernel scales both to the exact run time, so their sum is right to one tick (10 ms) per
+    /// process.
+    pub time: Duration,
+    /// Bytes that devices were made to read; the page cache's are not among them.
+    pub device_read_bytes: u64,
+}
+
+impl Usage {
+    /// Asks the kernel.
+    ///
+    /// # Errors
+    /// There is no such process.
+    pub fn of(pid: u32) -> Result<Self> {
+        let mut children: HashMap<u32, Vec<u32>> = HashMap::new();
+        let mut ticks: HashMap<u32, u64> = HashMap::new();
+        for entry in fs::read_dir("/proc")?.flatten() {
+            let Some(process) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else { continue };
+            // A process may end between the listing and the reading: then it counts for nothing.
+            let Ok(text) = fs::read_to_string(entry.path().join("stat")) else { continue };
+            let Some((parent, used)) = parse_stat(&text) else { continue };
+            children.entry(parent).or_default().push(process);
+            ticks.insert(process, used);
+        }
+        ticks.get(&pid).with_context(|| format!("--server-pid {pid}: no such process"))?;
+        let (mut total_ticks, mut device_read_bytes) = (0, 0);
+        let mut todo = vec![pid];
+        while let Some(process) = todo.pop() {
+            total_ticks += ticks.get(&process).copied().unwrap_or(0);
+            device_read_bytes += read_bytes(process).unwrap_or(0);
+            todo.extend(children.remove(&process).unwrap_or_default());
+        }
+        let time = Duration::from_micros(total_ticks * 1_000_000 / rustix::param::clock_ticks_per_second());
+        Ok(Self { time, device_read_bytes })
     }
-    ticks.get(&pid).with_context(|| format!("--server-pid {pid}: no such process"))?;
-    let mut total = 0;
-    let mut todo = vec![pid];
-    while let Some(process) = todo.pop() {
-        total += ticks.get(&process).copied().unwrap_or(0);
-        todo.extend(children.remove(&process).unwrap_or_default());
+
+    /// What was used since an earlier moment.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            time: self.time.saturating_sub(before.time),
+            device_read_bytes: self.device_read_bytes.saturating_sub(before.device_read_bytes),
+        }
     }
-    let ticks_per_second = rustix::param::clock_ticks_per_second();
-    Ok(Duration::from_micros(total * 1_000_000 / ticks_per_second))
+}
+
+/// The bytes one process has had read from devices; none where the kernel keeps no account or it is not ours to see.
+fn read_bytes(process: u32) -> Option<u64> {
+    let text = fs::read_to_string(format!("/proc/{process}/io")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("read_bytes: "))?.trim().parse().ok()
 }
 
 /// Parent and `utime + stime` of a line of `/proc/PID/stat`; the name in brackets may hold anything.
@@ -80,15 +106,15 @@ mod tests {
     fn a_busy_process_uses_time_and_its_parent_is_charged() {
         let mut child = std::process::Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
         let limit = std::time::Instant::now() + Duration::from_secs(20);
-        while process_time(child.id()).unwrap() < Duration::from_millis(50) {
+        while Usage::of(child.id()).unwrap().time < Duration::from_millis(50) {
             assert!(std::time::Instant::now() < limit, "a busy loop got no CPU in 20 s");
             std::thread::yield_now();
         }
-        let all = process_time(std::process::id()).unwrap();
-        let its = process_time(child.id()).unwrap();
+        let all = Usage::of(std::process::id()).unwrap().time;
+        let its = Usage::of(child.id()).unwrap().time;
         child.kill().unwrap();
         child.wait().unwrap();
         assert!(all >= Duration::from_millis(50) && its >= Duration::from_millis(50));
-        assert!(process_time(child.id()).is_err());
+        assert!(Usage::of(child.id()).is_err());
     }
 }

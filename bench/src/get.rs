@@ -1,7 +1,7 @@
 //! `forebay-bench get`: drives GETs at a server and reports what came back, how fast, and what it cost both sides.
 //!
-//! One thread per core named by `--core` (one unpinned thread without it); each runs a `load::Load`. The CPU time of the
-//! server is read at the edges of the measured time only, so warm-up is in no figure.
+//! One thread per core named by `--core` (one unpinned thread without it); each runs a `load::Load`. What the server
+//! used is read at the edges of the measured time only, so warm-up is in no figure.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use anyhow::{Context, Result, ensure};
 use clap::Args;
 
 use crate::content::{Body, Contents};
-use crate::cpu;
+use crate::cpu::Usage;
 use crate::load::{Load, Pace, Plan, Tally};
 use crate::report::Report;
 use crate::target::Target;
@@ -84,9 +84,7 @@ impl Get {
         } else {
             print!("{report}");
         }
-        ensure!(report.bad == 0, "{} responses were no success, the last had status {}", report.bad, report.bad_status);
-        ensure!(report.unanswered == 0, "{} requests had no answer 10 s after the end", report.unanswered);
-        Ok(())
+        report.all_good()
     }
 
     /// Runs the load and returns the figures.
@@ -98,19 +96,19 @@ impl Get {
             if self.cores.is_empty() { vec![None] } else { self.cores.iter().copied().map(Some).collect() };
         ensure!(self.connections as usize >= cores.len(), "--connections: at least one for each --core");
         let plans = self.plans(&cores)?;
-        // The CPU time of the server at the begin and at the end, as the first thread sees them.
-        let server_times = Mutex::new(Vec::new());
+        // What the server had used at the begin and at the end, as the first thread sees them.
+        let server_usage = Mutex::new(Vec::new());
         let tallies = std::thread::scope(|scope| {
             let threads: Vec<_> = plans
                 .into_iter()
                 .enumerate()
                 .map(|(thread_index, plan)| {
-                    let server_times = &server_times;
+                    let server_usage = &server_usage;
                     scope.spawn(move || {
                         Load::open(plan)?.run(|| {
                             if let (0, Some(pid)) = (thread_index, self.server_pid) {
-                                let time = cpu::process_time(pid);
-                                server_times.lock().unwrap_or_else(PoisonError::into_inner).push(time);
+                                let usage = Usage::of(pid);
+                                server_usage.lock().unwrap_or_else(PoisonError::into_inner).push(usage);
                             }
                         })
                     })
@@ -123,13 +121,12 @@ impl Get {
         for tally in &tallies {
             total.add(tally)?;
         }
-        let times = server_times.into_inner().unwrap_or_else(PoisonError::into_inner);
-        let times = times.into_iter().collect::<Result<Vec<Duration>>>()?;
-        let server_cpu = match times.as_slice() {
-            [before, after] => Some(after.saturating_sub(*before)),
+        let usage = server_usage.into_inner().unwrap_or_else(PoisonError::into_inner);
+        let usage = match usage.into_iter().collect::<Result<Vec<Usage>>>()?.as_slice() {
+            [before, after] => Some(after.since(*before)),
             _ => None,
         };
-        Ok(Report::new(self, &total, cores.len(), server_cpu))
+        Ok(Report::new(self, &total, cores.len(), usage))
     }
 
     /// One plan per core; connections and rate are shared out evenly.

@@ -3,7 +3,7 @@
 //! *Closed*: each connection sends its next request when the last response is complete. *Open*: requests are due at
 //! fixed times whatever the server does; one that finds no idle connection waits, and its latency counts from the time
 //! it was due, so a stalled server cannot hide behind the requests that it prevented (no coordinated omission).
-//! The warm-up asks for each key once, in order, then goes on at random. Called by `get`, once per core.
+//! The warm-up asks for each key once, in order, again where a server that is filling itself is busy (503), then at random. Called by `get`, once per core.
 
 use std::collections::VecDeque;
 use std::io::Read;
@@ -11,7 +11,7 @@ use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use hdrhistogram::Histogram;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -31,6 +31,8 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Nothing at all from any connection for this long: the server hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// The first pass over the keys may take so long.
+const FIRST_PASS_MAX: Duration = Duration::from_secs(600);
 
 /// When requests are sent.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -67,9 +69,12 @@ pub struct Tally {
     /// Responses completed, good and bad.
     pub responses: u64,
     pub body_bytes: u64,
-    /// Responses with another status than 200 or 206 (warm-up included), and the last such status.
+    /// Responses with another status than 200 or 206 (warm-up included), the last such status and what came with it.
     pub bad: u64,
     pub bad_status: u16,
+    pub bad_words: String,
+    /// Times the first pass was told to come again (503).
+    pub declined: u64,
     /// Responses compared byte by byte (warm-up included).
     pub verified: u64,
     /// How long the measured time really was, and the CPU time this thread used in it.
@@ -82,8 +87,17 @@ pub struct Tally {
 /// A request under way.
 struct Asked {
     key_index: usize,
+    /// Whether it belongs to the first pass over the keys.
+    pass: Pass,
     due: Instant,
     sampled: bool,
+}
+
+/// Why a key was chosen.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Pass {
+    First,
+    Random,
 }
 
 struct Lane {
@@ -111,6 +125,10 @@ pub struct Load {
     next_due: Instant,
     backlog: VecDeque<Instant>,
     sent: u64,
+    /// The first pass: the next key, the keys to ask for again, and how many have not been answered yet.
+    next_key: usize,
+    declined: VecDeque<usize>,
+    unseen: usize,
     keys: SmallRng,
     phase: Phase,
     tally: Tally,
@@ -141,6 +159,9 @@ impl Load {
             next_due: Instant::now(),
             backlog: VecDeque::new(),
             sent: 0,
+            next_key: 0,
+            declined: VecDeque::new(),
+            unseen: plan.requests.len(),
             keys: SmallRng::seed_from_u64(plan.seed),
             phase: Phase::Warmup,
             tally: Tally::new()?,
@@ -160,6 +181,7 @@ impl Load {
         let mut buffer = vec![0; RECEIVE_BYTES];
         loop {
             let now = Instant::now();
+            ensure!(self.unseen == 0 || now < start + FIRST_PASS_MAX, "the first pass over the keys took over 10 min");
             if self.turn(now, start, &mut edge) {
                 return Ok(self.tally);
             }
@@ -188,7 +210,7 @@ impl Load {
     /// Moves on to the next phase when its time has come; true when all is over.
     fn turn(&mut self, now: Instant, start: Instant, edge: &mut impl FnMut()) -> bool {
         match self.phase {
-            Phase::Warmup if now >= start + self.plan.warmup && self.has_asked_for_all() => {
+            Phase::Warmup if now >= start + self.plan.warmup && self.unseen == 0 => {
                 self.phase = Phase::Measured { since: now, own_cpu: cpu::thread_time() };
                 edge();
             }
@@ -245,22 +267,28 @@ impl Load {
         Ok(())
     }
 
-    /// Whether each key has been asked for.
-    fn has_asked_for_all(&self) -> bool {
-        self.sent >= self.plan.requests.len() as u64
+    /// The next key: of the first pass as long as it lasts, then a random one.
+    fn choose_key(&mut self) -> (usize, Pass) {
+        let key_count = self.plan.requests.len();
+        if let Some(key_index) = self.declined.pop_front() {
+            return (key_index, Pass::First);
+        }
+        if self.next_key < key_count {
+            self.next_key += 1;
+            return (self.next_key - 1, Pass::First);
+        }
+        (self.keys.random_range(0..key_count), Pass::Random)
     }
 
-    /// Sends one request: for the next key of the first pass, later for a random one.
+    /// Sends one request.
     fn ask(&mut self, index: usize, due: Instant) -> Result<()> {
-        let key_count = self.plan.requests.len();
-        let first = !self.has_asked_for_all();
-        let key_index = if first { self.sent as usize } else { self.keys.random_range(0..key_count) };
+        let (key_index, pass) = self.choose_key();
         self.sent += 1;
-        let sampled = first || self.sent.is_multiple_of(self.plan.sample_every);
+        let sampled = pass == Pass::First || self.sent.is_multiple_of(self.plan.sample_every);
         let lane = &mut self.lanes[index];
         lane.sealer.seal(&self.plan.requests[key_index], &mut lane.record)?;
         lane.sent_bytes = 0;
-        lane.asked = Some(Asked { key_index, due, sampled });
+        lane.asked = Some(Asked { key_index, pass, due, sampled });
         lane.reader.begin();
         self.flush(index)
     }
@@ -295,11 +323,7 @@ impl Load {
         let asked = lane.asked.take().context("a response to no request")?;
         let now = Instant::now();
         self.idle.push(index);
-        self.tally.verified += u64::from(asked.sampled);
-        if !matches!(complete.status, 200 | 206) {
-            self.tally.bad += 1;
-            self.tally.bad_status = complete.status;
-        }
+        self.judge(index, &asked, complete.status);
         if let Phase::Measured { since, .. } = self.phase {
             self.tally.responses += 1;
             self.tally.body_bytes += complete.body_bytes;
@@ -308,6 +332,24 @@ impl Load {
             self.note_latency(asked.due, since, now)?;
         }
         self.send_due(now)
+    }
+
+    /// Takes note of a response's status; a key that was declined in the first pass is asked for again.
+    fn judge(&mut self, index: usize, asked: &Asked, status: u16) {
+        let is_good = matches!(status, 200 | 206);
+        let is_first = asked.pass == Pass::First;
+        self.tally.verified += u64::from(asked.sampled && is_good);
+        if is_first && status == 503 {
+            self.tally.declined += 1;
+            self.declined.push_back(asked.key_index);
+            return;
+        }
+        self.unseen -= usize::from(is_first);
+        if !is_good {
+            self.tally.bad += 1;
+            self.tally.bad_status = status;
+            self.tally.bad_words = self.lanes[index].reader.complaint().trim().to_owned();
+        }
     }
 
     /// Records a latency if its request was due in the measured time.
@@ -332,6 +374,8 @@ impl Tally {
             body_bytes: 0,
             bad: 0,
             bad_status: 0,
+            bad_words: String::new(),
+            declined: 0,
             verified: 0,
             elapsed: Duration::ZERO,
             own_cpu: Duration::ZERO,
@@ -348,7 +392,11 @@ impl Tally {
         self.responses += other.responses;
         self.body_bytes += other.body_bytes;
         self.bad += other.bad;
-        self.bad_status = self.bad_status.max(other.bad_status);
+        if other.bad > 0 {
+            self.bad_status = other.bad_status;
+            self.bad_words.clone_from(&other.bad_words);
+        }
+        self.declined += other.declined;
         self.verified += other.verified;
         self.elapsed = self.elapsed.max(other.elapsed);
         self.own_cpu += other.own_cpu;

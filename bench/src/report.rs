@@ -4,10 +4,11 @@
 //! absent, never zero.
 
 use std::fmt;
-use std::time::Duration;
 
+use anyhow::{Result, ensure};
 use serde::Serialize;
 
+use crate::cpu::Usage;
 use crate::get::Get;
 use crate::load::{Pace, Tally};
 use crate::units::show_size;
@@ -35,9 +36,12 @@ pub struct Report {
     pub max_us: f64,
     /// Responses compared byte by byte; all were right, or the run would have failed.
     pub verified: u64,
-    /// Responses that were no success, and the status of the last one.
+    /// Times the first pass over the keys was told to come again (503).
+    pub declined: u64,
+    /// Responses that were no success, the status of the last one and the words that came with it.
     pub bad: u64,
     pub bad_status: u16,
+    pub bad_words: String,
     pub unanswered: u64,
     /// This generator's share of its core or cores (1 = all of them), and its cost per request.
     pub own_cpu_share: f64,
@@ -46,16 +50,18 @@ pub struct Report {
     pub server_cpu_cores: Option<f64>,
     pub server_cpu_us_per_request: Option<f64>,
     pub server_cpu_s_per_gib: Option<f64>,
+    /// Bytes the server had read from devices, over bytes of bodies: 0 from memory or the page cache, 1 from disk.
+    pub server_device_read_share: Option<f64>,
 }
 
 impl Report {
     /// Works the figures out.
-    pub fn new(get: &Get, tally: &Tally, thread_count: usize, server_cpu: Option<Duration>) -> Self {
+    pub fn new(get: &Get, tally: &Tally, thread_count: usize, usage: Option<Usage>) -> Self {
         let seconds = tally.elapsed.as_secs_f64();
         let responses = tally.responses.max(1) as f64;
         let bytes = (tally.body_bytes.max(1)) as f64;
         let at = |quantile| tally.latencies.value_at_quantile(quantile) as f64 / 1e3;
-        let server = server_cpu.map(|time| time.as_secs_f64());
+        let server = usage.map(|usage| usage.time.as_secs_f64());
         Self {
             target: get.target.target.to_string(),
             size_bytes: get.target.size,
@@ -75,15 +81,31 @@ impl Report {
             p999_us: at(0.999),
             max_us: tally.latencies.max() as f64 / 1e3,
             verified: tally.verified,
+            declined: tally.declined,
             bad: tally.bad,
             bad_status: tally.bad_status,
+            bad_words: tally.bad_words.clone(),
             unanswered: tally.unanswered,
             own_cpu_share: tally.own_cpu.as_secs_f64() / seconds / thread_count as f64,
             own_cpu_us_per_request: tally.own_cpu.as_secs_f64() * 1e6 / responses,
             server_cpu_cores: server.map(|time| time / seconds),
             server_cpu_us_per_request: server.map(|time| time * 1e6 / responses),
             server_cpu_s_per_gib: server.map(|time| time * GIB / bytes),
+            server_device_read_share: usage.map(|usage| usage.device_read_bytes as f64 / bytes),
         }
+    }
+}
+
+impl Report {
+    /// Fails unless every response was a success.
+    ///
+    /// # Errors
+    /// Some were not, or did not come at all.
+    pub fn all_good(&self) -> Result<()> {
+        let Self { bad, bad_status, bad_words, .. } = self;
+        ensure!(*bad == 0, "{bad} responses were no success; the last had status {bad_status}: {bad_words}");
+        ensure!(self.unanswered == 0, "{} requests had no answer 10 s after the end", self.unanswered);
+        Ok(())
     }
 }
 

@@ -29,6 +29,9 @@ pub struct Complete {
     pub body_bytes: u64,
 }
 
+/// What we keep of the words that come with a failure.
+const COMPLAINT_BYTES_MAX: usize = 300;
+
 enum State {
     /// No request is under way.
     Idle,
@@ -48,12 +51,26 @@ pub struct ResponseReader {
     skip_bytes: usize,
     /// The decrypted head so far.
     head: Vec<u8>,
+    /// The beginning of the last body that came with no success.
+    complaint: String,
 }
 
 impl ResponseReader {
     /// A reader for a connection that has just shaken hands.
     pub fn new(opener: Opener) -> Self {
-        Self { opener, state: State::Idle, partial: Vec::new(), skip_bytes: 0, head: Vec::new() }
+        Self {
+            opener,
+            state: State::Idle,
+            partial: Vec::new(),
+            skip_bytes: 0,
+            head: Vec::new(),
+            complaint: String::new(),
+        }
+    }
+
+    /// What the server said with the last response that was no success, as far as it stood beside the head.
+    pub fn complaint(&self) -> &str {
+        &self.complaint
     }
 
     /// Says that a request has been sent.
@@ -172,6 +189,9 @@ impl ResponseReader {
         }
         let body = &self.head[head_bytes..];
         verify(body, 0, status, expected.sample)?;
+        if !matches!(status, 200 | 206) {
+            self.complaint = String::from_utf8_lossy(&body[..body.len().min(COMPLAINT_BYTES_MAX)]).into_owned();
+        }
         let began_bytes = body.len() as u64;
         self.head.clear();
         self.state = State::Body { status, total, left: total };

@@ -111,6 +111,10 @@ fn apart(out: &mut Tls, body: &[u8], _count: usize) {
     send(out, body);
 }
 
+fn decline(out: &mut Tls) {
+    send(out, b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 9\r\n\r\ntry later");
+}
+
 fn json(output: &Output) -> serde_json::Value {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).unwrap()
@@ -181,6 +185,18 @@ fn a_status_that_is_no_success_is_counted_and_fails_the_run() {
     assert!(complaint(&output).contains("404"));
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     assert!(report["bad"].as_u64().unwrap() > 0);
+}
+
+#[test]
+fn a_busy_server_is_asked_again_in_the_first_pass_only() {
+    let at_first =
+        Server::start("4KiB", |out, body, count| if count < 2 { decline(out) } else { together(out, body, count) });
+    let report = json(&at_first.get("4KiB", &[]));
+    assert_eq!(report["declined"], 6, "two of each of three connections: {report}");
+    assert!(report["verified"].as_u64().unwrap() >= 8, "{report}");
+    let later =
+        Server::start("4KiB", |out, body, count| if count > 20 { decline(out) } else { together(out, body, count) });
+    assert!(complaint(&later.get("4KiB", &[])).contains("503: try later"));
 }
 
 #[test]

@@ -59,8 +59,11 @@ pub fn section(case: &Case, rows: &[Row]) -> String {
     let is_small = case.size < SMALL_BYTES;
     let (rate, cost) = if is_small { ("requests/s", "CPU µs/request") } else { ("MiB/s", "CPU s/GiB") };
     let mut text = format!("### {} {from} ({} keys)\n\n", show_size(case.size), case.keys);
-    let _ = writeln!(text, "| | {rate} | × nginx | of the ceiling | {cost} | p50 µs | p99 µs | generator's core |");
-    text.push_str("|---|---|---|---|---|---|---|---|\n");
+    let _ = writeln!(
+        text,
+        "| | {rate} | × nginx | of the ceiling | {cost} | p50 µs | p99 µs | from device | generator's core |"
+    );
+    text.push_str("|---|---|---|---|---|---|---|---|---|\n");
     let speed = |report: &Report| if is_small { report.requests_per_second } else { report.mib_per_second };
     let median_speed = |peer: Peer| {
         let row = rows.iter().find(|row| row.peer == peer)?;
@@ -75,12 +78,14 @@ pub fn section(case: &Case, rows: &[Row]) -> String {
         let p50 = Spread::of(&row.reports, |report| report.p50_us).median;
         let p99 = Spread::of(&row.reports, |report| report.p99_us).median;
         let own = Spread::of(&row.reports, |report| report.own_cpu_share).median * 100.0;
+        let device =
+            Spread::of(&row.reports, |report| report.server_device_read_share.unwrap_or(f64::NAN)).median * 100.0;
         let against = |peer| median_speed(peer).map(|other| speeds.median / other);
         let nginx = against(Peer::Nginx).map_or("–".into(), |ratio| format!("{ratio:.2}"));
         let ceiling = against(Peer::Null).map_or("–".into(), |ratio| format!("{:.0} %", ratio * 100.0));
         let _ = writeln!(
             text,
-            "| {} | {} | {nginx} | {ceiling} | {} | {p50:.0} | {p99:.0} | {own:.0} % |",
+            "| {} | {} | {nginx} | {ceiling} | {} | {p50:.0} | {p99:.0} | {device:.0} % | {own:.0} % |",
             row.peer.name(),
             speeds.show(0),
             costs.show(if is_small { 2 } else { 3 }),

@@ -45,10 +45,12 @@ pub fn start(lab: &Lab, case: &Case) -> Result<Running> {
          [[disk]]\npath = {disk:?}\ncapacity = \"{CAPACITY}\"\nmean_block = \"{mean_block}KiB\"\n\n\
          [[store]]\nname = \"origin\"\nendpoint = \"{origin}\"\nbucket = \"{bucket}\"\n\
          credentials = {{ access_key = \"bench\", secret_key = \"bench\" }}\n\n\
-         [[volume]]\nname = \"bench\"\nstore = \"origin\"\nread_only = true\n\n\
+         [[volume]]\nname = \"bench\"\nstore = \"origin\"\nblock_size = \"{block}KiB\"\n\
+         read_only = true\n\n\
          [limits]\nconnections_per_core = 64\n\n\
          [log]\nlevel = \"warn\"\n\n{public_key}",
         memory = memory(case),
+        block = case.size >> 10,
         mean_block = (case.size.min(64 << 10)) >> 10,
         core = lab.server_core,
         certificate = lab.certificate(),
