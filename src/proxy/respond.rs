@@ -110,6 +110,8 @@ impl Failure {
     pub fn level(&self) -> Level {
         match self.problem {
             Problem::Internal | Problem::BlockLost | Problem::DiskFault | Problem::OriginCorrupt => Level::ERROR,
+            // Probes ask until it is; that is no news.
+            Problem::NotReady => Level::DEBUG,
             problem if problem.status() == StatusCode::SERVICE_UNAVAILABLE => Level::INFO,
             problem if problem.status().is_server_error() => Level::WARN,
             _ => Level::DEBUG,
