@@ -20,11 +20,13 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use forebay_shard::config::VolumeConfig;
+use forebay_shard::key::BlockKey;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response};
 use rand::{Rng as _, SeedableRng as _};
 use tracing::Level;
 
+use crate::origin::NameTooLong;
 use crate::problem::Problem;
 use crate::proxy::auth::{self, Auth, ConnToken};
 use crate::proxy::blocks::Blocks;
@@ -32,10 +34,16 @@ use crate::proxy::body::{Meter, ResponseBody};
 use crate::proxy::listener::{Conn, RequestBody, Service};
 use crate::proxy::metrics::{CoreMetrics, Outcome};
 use crate::proxy::put_body::PutBudget;
-use crate::proxy::request::Route;
+use crate::proxy::request::{Route, decode_key};
 use crate::proxy::respond::{FOREBAY_HOPS, Failure, SERVER_TIMING, ShortText, X_REQUEST_ID, server_timing};
 use crate::proxy::status::NodeFacts;
 use crate::token::Right;
+
+/// Asks the origin's side whether the object of a key would have a lawful name.
+pub type KeyCheck = Box<dyn Fn(&BlockKey) -> Result<(), NameTooLong>>;
+
+/// A shorter key always has a lawful name: a prefix has at most 512 bytes, and no byte of a key becomes more than three.
+const KEY_BYTES_UNCHECKED: usize = 170;
 
 /// What a handler needs to know; the same on every core but for the counters.
 pub struct HandlerSettings {
@@ -47,6 +55,8 @@ pub struct HandlerSettings {
     pub put_bytes_max: u64,
     /// One in so many requests is logged; 0: none.
     pub access_one_in: u32,
+    /// Whether the volume's store can hold a key at all.
+    pub check_key: KeyCheck,
     /// For status and topology.
     pub facts: Arc<NodeFacts>,
     /// Whether the node serves.
@@ -95,6 +105,7 @@ pub struct Handler<B: Blocks> {
     metrics: Rc<CoreMetrics>,
     ids: RequestIds,
     access_one_in: u32,
+    check_key: KeyCheck,
     facts: Arc<NodeFacts>,
     topology: Bytes,
     readiness: Arc<Readiness>,
@@ -122,6 +133,7 @@ impl<B: Blocks> Handler<B> {
             metrics,
             ids: RequestIds::new(),
             access_one_in: settings.access_one_in,
+            check_key: settings.check_key,
             topology: settings.facts.topology.to_json(),
             facts: settings.facts,
             readiness: settings.readiness,
@@ -176,7 +188,7 @@ impl<B: Blocks> Handler<B> {
                 if parts.uri.query().is_some() {
                     return Err(Failure::new(Problem::BadKey, "a ? in a key is written %3F"));
                 }
-                let key = block_key(volume, key)?;
+                let key = self.block_key(volume, key)?;
                 match method {
                     Method::GET => self.get(parts, &key, trace).await,
                     Method::HEAD => self.head(parts, &key, trace).await,
@@ -189,7 +201,7 @@ impl<B: Blocks> Handler<B> {
                 let query = parts.uri.query().and_then(|query| query.strip_prefix("key="));
                 let encoded =
                     query.ok_or_else(|| Failure::new(Problem::BadKey, "write purge?key=… percent-encoded"))?;
-                self.purge(&block_key(volume, encoded)?, trace).await
+                self.purge(&self.block_key(volume, encoded)?, trace).await
             }
             (Route::Unknown, _) => Err(Failure::new(Problem::NoSuchPath, "see the README for the paths there are")),
             (_, &Method::GET | &Method::HEAD) if !matches!(route, Route::Purge { .. }) => self.node(route).await,
@@ -216,6 +228,16 @@ impl<B: Blocks> Handler<B> {
         })?;
         auth::check(grant.as_deref(), volume, need, now)?;
         Ok(found)
+    }
+
+    /// The key that `encoded` names, if its block could be stored.
+    fn block_key(&self, volume: &VolumeConfig, encoded: &str) -> Result<BlockKey, Failure> {
+        let key = BlockKey::new(Arc::clone(&volume.name), decode_key(encoded)?);
+        if key.key.len() > KEY_BYTES_UNCHECKED {
+            // An acknowledged write that can never be flushed would stay dirty for ever.
+            (self.check_key)(&key).map_err(|error| Failure::new(Problem::BadKey, error.to_string()))?;
+        }
+        Ok(key)
     }
 
     fn fail(&self, failure: Failure, parts: &Parts, trace: &mut Trace) -> Response<ResponseBody<B>> {
@@ -248,11 +270,6 @@ impl<B: Blocks> Service for Handler<B> {
     async fn call(&self, conn: &Rc<Conn>, request: Request<RequestBody>) -> Response<ResponseBody<B>> {
         self.answer(request, conn.slot::<ConnToken>()).await
     }
-}
-
-fn block_key(volume: &VolumeConfig, encoded: &str) -> Result<forebay_shard::key::BlockKey, Failure> {
-    let key = crate::proxy::request::decode_key(encoded)?;
-    Ok(forebay_shard::key::BlockKey::new(Arc::clone(&volume.name), key))
 }
 
 /// Logged where handled: once, as loud as [`Failure::level`] says.

@@ -131,6 +131,10 @@ fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Conn
         },
         put_bytes_max: config.put_bytes_per_core(),
         access_one_in: config.log.access_one_in,
+        check_key: {
+            let origin = node.origin.clone();
+            Box::new(move |key| origin.check_key(key))
+        },
         facts: Arc::clone(&node.facts),
         readiness: Arc::clone(&node.readiness),
     };

@@ -31,6 +31,7 @@ use http_body_util::{BodyExt as _, Full};
 use super::{Handler, HandlerSettings, Readiness, Stage};
 use crate::cli::token::claims;
 use crate::config::budget::Budget;
+use crate::origin::{NameStyle, object_name};
 use crate::proxy::auth::{Auth, ConnToken};
 use crate::proxy::blocks::Blocks;
 use crate::proxy::body::{BodyError, ResponseBody};
@@ -214,6 +215,7 @@ impl Bench {
             auth: Auth::by_tokens(Arc::new(keys), 16),
             put_bytes_max: 8 << 20,
             access_one_in: 1,
+            check_key: Box::new(|key| object_name(NameStyle::Plain, "demo/", &key.key).map(drop)),
             facts: Arc::new(NodeFacts {
                 topology: Topology::new(1, "node", "localhost", 7400, &[7410, 7411]),
                 started: Instant::now(),
@@ -550,7 +552,7 @@ fn bad_requests_get_their_problem() {
     assert_eq!(bench.ask("GET", "/v1/volumes/v/purge", &[], b"").text(ALLOW), "POST");
     assert_eq!(bench.ask("DELETE", "/metrics", &[], b"").status, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(bench.ask("GET", "/v2", &[], b"").problem(), "no-such-path");
-    for bad in ["", "%", "%ff", &"k".repeat(1025), "k?query"] {
+    for bad in ["", "%", "%ff", &"k".repeat(1025), &"k".repeat(1020), &"../".repeat(200), "k?query"] {
         assert_eq!(bench.get(bad, &[]).problem(), "bad-key", "{bad}");
     }
     bench.place("full", Place::Declined(DeclinedReason::FillsFull));
