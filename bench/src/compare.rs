@@ -168,6 +168,7 @@ impl Compare {
             warmup_seconds: 0.5,
             sample_every: 1000,
             cores: vec![self.core],
+            waiting: None,
             body: server.body,
             server_pid: Some(server.pid()),
             seed: 1,

@@ -11,7 +11,7 @@ use clap::Args;
 
 use crate::content::{Body, Contents};
 use crate::cpu::Usage;
-use crate::load::{Load, Pace, Plan, Tally};
+use crate::load::{Load, Pace, Plan, Tally, Waiting};
 use crate::report::Report;
 use crate::target::Target;
 use crate::wire;
@@ -43,6 +43,9 @@ pub struct Get {
     /// The server answers this one byte all over (the null server) instead of the keys' contents
     #[arg(long = "constant-byte", value_name = "BYTE", value_parser = parse_body, default_value = "seeded", hide_default_value = true)]
     pub body: Body,
+    /// What to do between responses; default: poll on a core of our own (`--core`), else sleep
+    #[arg(long)]
+    pub waiting: Option<Waiting>,
     /// The server's process: its CPU time, with all its children, goes into the report
     #[arg(long, value_name = "PID")]
     pub server_pid: Option<u32>,
@@ -154,6 +157,7 @@ impl Get {
             sample_every: self.sample_every,
             seed: self.seed + index as u64,
             core: *core,
+            waiting: self.waiting.unwrap_or(if core.is_some() { Waiting::Poll } else { Waiting::Sleep }),
         });
         Ok(plans.collect())
     }

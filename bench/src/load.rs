@@ -43,6 +43,16 @@ pub enum Pace {
     Open(f64),
 }
 
+/// What a thread does while there is nothing to receive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum Waiting {
+    /// It looks again at once. A server's send then wakes nobody, so that its cost is its own: waking a sleeping core of a
+    /// virtual machine costs the server some 4 µs per response. Takes a whole core.
+    Poll,
+    /// It sleeps until something comes, as most clients do.
+    Sleep,
+}
+
 /// What one thread is to do.
 pub struct Plan {
     pub target: Url,
@@ -60,6 +70,7 @@ pub struct Plan {
     pub seed: u64,
     /// The core to run on.
     pub core: Option<usize>,
+    pub waiting: Waiting,
 }
 
 /// What one thread saw in the measured time.
@@ -77,7 +88,8 @@ pub struct Tally {
     pub declined: u64,
     /// Responses compared byte by byte (warm-up included).
     pub verified: u64,
-    /// How long the measured time really was, and the CPU time this thread used in it.
+    /// How long the measured time really was, and how long this thread was at work in it: its CPU time, less the turns of
+    /// a polling thread that found nothing.
     pub elapsed: Duration,
     pub own_cpu: Duration,
     /// Requests sent per connection attempt that ended with the connection; always 0 or the run fails.
@@ -131,6 +143,8 @@ pub struct Load {
     unseen: usize,
     keys: SmallRng,
     phase: Phase,
+    /// Time spent in turns that found nothing, while polling.
+    vain: Duration,
     tally: Tally,
 }
 
@@ -164,6 +178,7 @@ impl Load {
             unseen: plan.requests.len(),
             keys: SmallRng::seed_from_u64(plan.seed),
             phase: Phase::Warmup,
+            vain: Duration::ZERO,
             tally: Tally::new()?,
             plan,
         })
@@ -190,6 +205,10 @@ impl Load {
             let timeout = Timespec::try_from(self.patience(now)).context("timeout")?;
             match epoll::wait(&self.epoll, rustix::buffer::spare_capacity(&mut events), Some(&timeout)) {
                 Ok(0) if last_progress.elapsed() > SILENCE_MAX => bail!("the server has been silent for 30 s"),
+                Ok(0) if self.plan.waiting == Waiting::Poll => {
+                    self.vain += now.elapsed();
+                    continue;
+                }
                 Ok(0) | Err(rustix::io::Errno::INTR) => continue,
                 Ok(_) => last_progress = now,
                 Err(error) => return Err(error.into()),
@@ -211,12 +230,13 @@ impl Load {
     fn turn(&mut self, now: Instant, start: Instant, edge: &mut impl FnMut()) -> bool {
         match self.phase {
             Phase::Warmup if now >= start + self.plan.warmup && self.unseen == 0 => {
+                self.vain = Duration::ZERO;
                 self.phase = Phase::Measured { since: now, own_cpu: cpu::thread_time() };
                 edge();
             }
             Phase::Measured { since, own_cpu } if now >= since + self.plan.measured => {
                 self.tally.elapsed = now - since;
-                self.tally.own_cpu = cpu::thread_time().saturating_sub(own_cpu);
+                self.tally.own_cpu = cpu::thread_time().saturating_sub(own_cpu).saturating_sub(self.vain);
                 self.phase = Phase::Drain { since };
                 edge();
             }
@@ -234,6 +254,9 @@ impl Load {
 
     /// How long to wait for a response at most.
     fn patience(&self, now: Instant) -> Duration {
+        if self.plan.waiting == Waiting::Poll {
+            return Duration::ZERO;
+        }
         match (self.plan.pace, &self.phase) {
             (Pace::Open(_), Phase::Warmup | Phase::Measured { .. }) => self.next_due.saturating_duration_since(now),
             _ => Duration::from_millis(20),

@@ -43,7 +43,7 @@ pub struct Report {
     pub bad_status: u16,
     pub bad_words: String,
     pub unanswered: u64,
-    /// This generator's share of its core or cores (1 = all of them), and its cost per request.
+    /// This generator's share of its core or cores (1 = all of them) without vain polls, and its cost per request.
     pub own_cpu_share: f64,
     pub own_cpu_us_per_request: f64,
     /// The server's cores in use, and its costs; absent without `--server-pid`.
