@@ -12,6 +12,8 @@ mod raw_server;
 mod real;
 #[path = "origin/rig.rs"]
 mod rig;
+#[path = "origin/s3_server.rs"]
+mod s3_server;
 #[path = "origin/settling.rs"]
 mod settling;
 #[path = "origin/signature.rs"]

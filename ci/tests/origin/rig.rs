@@ -17,8 +17,7 @@ pub const SECRET_KEY: &str = "a secret / with + signs";
 pub const BUCKET: &str = "blocks";
 pub const BLOCK_BYTES_MAX: u32 = 8 << 20;
 
-/// A pool in front of a real S3 server: ours, or the one that `FOREBAY_TEST_S3` names (`http://host:port`, with a
-/// bucket [`BUCKET`] and the keys [`ACCESS_KEY`], [`SECRET_KEY`]).
+/// A pool in front of a real S3 server: ours, or the one that `ci/seaweedfs` names in the environment.
 pub struct Rig {
     pub handle: OriginHandle,
     /// Ours, with its log.
@@ -31,7 +30,7 @@ pub struct Rig {
 
 /// Whether the tests run against a server that is not ours: it may differ as `ci/s3-differences.md` says.
 pub fn external() -> bool {
-    std::env::var("FOREBAY_TEST_S3").is_ok()
+    std::env::var_os("FOREBAY_S3_ENDPOINT").is_some()
 }
 
 impl Rig {
@@ -42,7 +41,7 @@ impl Rig {
     /// A rig whose store settings `change` has touched.
     pub fn with(change: impl FnOnce(&mut StoreSettings)) -> Rig {
         let root = tempfile::tempdir().unwrap();
-        let (server, endpoint) = match std::env::var("FOREBAY_TEST_S3") {
+        let (server, endpoint) = match std::env::var("FOREBAY_S3_ENDPOINT") {
             Ok(endpoint) => (None, endpoint),
             Err(_) => {
                 let addr = "127.0.0.1:0".parse().unwrap();
@@ -55,6 +54,12 @@ impl Rig {
         let prefix =
             if server.is_some() { "p/".to_owned() } else { format!("{}/", root.path().file_name().unwrap().display()) };
         let mut settings = settings(&endpoint);
+        if server.is_none() {
+            settings.bucket = std::env::var("FOREBAY_S3_BUCKET").unwrap();
+            settings.credentials = CredentialSource::Environment;
+            // Racing creates wait in turn there.
+            (settings.read_timeout, settings.deadline) = (Duration::from_secs(25), Duration::from_secs(50));
+        }
         change(&mut settings);
         let pool = pool_below(settings, &prefix);
         Rig { handle: pool.handle(), server, prefix, _pool: pool, _root: root }
