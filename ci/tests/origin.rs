@@ -1,4 +1,7 @@
 //! The origin pool against a real S3 server (s3s-fs behind its layer) and against raw sockets that misbehave.
+//!
+//! Run by `ci/test`. With the environment of `ci/seaweedfs`, the tests of `real` run against SeaweedFS instead; what may
+//! differ there stands in `ci/s3-differences.md`.
 
 #![allow(clippy::unwrap_used)]
 

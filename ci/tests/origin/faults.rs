@@ -1,4 +1,6 @@
-//! Against stores that misbehave: no short body ever ends well, no silence lasts, every refusal names its fix.
+//! Against stores that misbehave, played by `raw_server`.
+//!
+//! No short body ever ends well, no silence lasts, retries keep to their budget, and every refusal names its fix.
 
 use std::time::{Duration, Instant, SystemTime};
 

@@ -1,4 +1,6 @@
-//! Full queues, stalled stores and askers that leave.
+//! Full queues, stalled stores and askers that leave, played by `raw_server`.
+//!
+//! A full queue is an answer at once, a stalled store holds up no other, and who leaves frees what was held for it.
 
 use std::time::{Duration, Instant};
 

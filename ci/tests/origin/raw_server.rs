@@ -1,4 +1,7 @@
-//! A store that misbehaves: a socket that answers each connection by a given function. No S3 in it.
+//! A store that misbehaves: a socket that answers each request by a given function. No S3 in it.
+//!
+//! Used by `faults`, `settling`, `pressure` and `signature`. Listens on a free port of loopback; stops, cuts its
+//! connections and joins its threads when dropped.
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};

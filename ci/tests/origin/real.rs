@@ -1,4 +1,7 @@
-//! Against the development S3 server: round trips, conditions, odd keys, refusals.
+//! Against a real S3 server: round trips, conditions, odd keys, refusals.
+//!
+//! The server is the development one, whose access log is then looked at too, or the one that `ci/seaweedfs` names.
+//! Both must give the same results.
 
 use forebay::origin::{ConditionalPut, CredentialSource, Keys, NameStyle};
 use forebay_io::checksum::Digest;

@@ -1,4 +1,7 @@
-//! What the tests of the origin pool stand on: a pool before the development S3 server or before a raw socket.
+//! What the tests of the origin pool stand on: a pool before a real S3 server or before a raw socket.
+//!
+//! Answers are awaited on threads that know no tokio, as a shard's core would, and every wait is bounded.
+//! Servers use free ports and folders of their own, and go with their rig.
 
 use std::future::Future;
 use std::time::{Duration, Instant};

@@ -1,4 +1,7 @@
 //! The development S3 server itself, asked as any client would: conditions, checksums, listings, signatures.
+//!
+//! Requests are signed by rusty-s3 and sent over a plain socket, so nothing of the origin pool takes part.
+//! These are the layer's own promises, on which the other tests stand.
 
 use std::io::{Read, Write};
 use std::net::TcpStream;

@@ -1,4 +1,7 @@
-//! Stores whose outcome is unknown: settled by HEAD, repeated only under the condition.
+//! Stores whose outcome is unknown: settled by HEAD, repeated only under the condition (DESIGN promise 8).
+//!
+//! The store is played by `raw_server`, which checks that every PUT carries `If-None-Match: *`.
+//! What counts is the outcome and the order of the requests.
 
 use forebay_io::checksum::Digest;
 use forebay_shard::origin::{Etag, Origin, OriginError, OriginErrorKind, OriginMeta, Stored};

@@ -1,5 +1,6 @@
 //! What is signed, checked by a verifier of our own, written from AWS's specification ("Authenticating Requests: Using
 //! Query Parameters"): the signature, that nothing of weight is left out of it, and that the body is what is signed.
+//! Neither rusty-s3 nor s3s takes part in the check.
 
 use std::sync::{Arc, Mutex};
 
