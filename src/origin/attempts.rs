@@ -1,5 +1,6 @@
 //! The attempts of one request: how many, how far apart, until when. One place decides whether a fault is worth
 //! another attempt.
+//! Called by `job`, `fetch`, `store` and `check`.
 
 use std::future::Future;
 use std::time::Duration;

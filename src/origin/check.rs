@@ -1,5 +1,6 @@
 //! Is a store fit? At start: credentials, region, clock and bucket. For `forebay check`: whether its conditional PUT
 //! is atomic, which every promise about writes stands on and which is therefore tried, never assumed.
+//! Both are asked through `OriginHandle` and run in a lane like any job.
 
 use bytes::Bytes;
 use forebay_io::checksum::Digest;

@@ -1,5 +1,6 @@
 //! What the origin pool is told at start: stores, volumes, bounds. Filled in by the configuration, which names each
 //! of these as a key and gives it a default.
+//! Called by nobody: plain values, filled by `proxy/origins` and by tests.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,5 +1,6 @@
 //! The body of a PUT, read and verified before anything is touched: s3s-fs moves the file into place first and
 //! compares checksums afterwards, so a damaged upload would replace a good object.
+//! Called by `layer` for every PUT that is not multipart.
 
 use bytes::Bytes;
 use futures::StreamExt;

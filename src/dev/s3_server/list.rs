@@ -1,4 +1,6 @@
 //! Listing of a bucket by decoded keys: s3s-fs lists file names, which are not keys here (see `names`).
+//! Called by `layer` for both versions of ListObjects. It reads the folder anew each time: a development server's buckets
+//! are small.
 
 use std::collections::BTreeSet;
 use std::path::Path;

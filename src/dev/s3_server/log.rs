@@ -1,5 +1,6 @@
 //! The access log of the development S3 server: what was asked, what was answered. Tests count requests with it
 //! (one origin GET per cold block), people read the file.
+//! Bounded in memory; the file, if any, grows.
 
 use std::collections::VecDeque;
 use std::fs::File;
