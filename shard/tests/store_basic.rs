@@ -3,10 +3,10 @@
 #![allow(clippy::unwrap_used)]
 
 #[path = "store_support/bench.rs"]
-mod store_support;
+mod bench;
 
+use bench::{Bench, content, geometry, large_geometry, node};
 use forebay_shard::store::{Appended, BeforeStore, Commit, EntryState, Found, Validity};
-use store_support::{Bench, content, geometry};
 
 #[test]
 fn i2_a_put_is_found_read_and_there_after_a_crash() {
@@ -28,7 +28,7 @@ fn i2_a_put_is_found_read_and_there_after_a_crash() {
 
 #[test]
 fn a_block_of_several_pieces_is_verified_piece_by_piece() {
-    let bench = Bench::new(2, store_support::large_geometry());
+    let bench = Bench::new(2, large_geometry());
     let big = content(7, (2 << 20) + 12_345);
     bench.run(async |store| {
         store.put("big", big.clone()).await.unwrap();
@@ -134,10 +134,10 @@ fn a_formatted_disk_is_never_formatted_again_nor_opened_by_another_node() {
     let bench = Bench::new(8, geometry());
     bench.run(async |store| store.put("k", content(1, 100)).await.unwrap());
     assert!(bench.format().is_err());
-    let mut other = store_support::node();
+    let mut other = node();
     other.node += 1;
     assert!(bench.open_as(other).is_err());
-    let mut fewer = store_support::node();
+    let mut fewer = node();
     fewer.shard_count += 1;
     assert!(bench.open_as(fewer).is_err());
 }

@@ -100,7 +100,8 @@ pub enum NewKind {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Commit {
     /// After its bytes and its journal record are written; the sync comes with a later commit. A fill: it never
-    /// replaces a dirty entry.
+    /// replaces a dirty entry. The caller begins none while a put or delete of its key is under way (I6): with the
+    /// newer generation it would win over that put.
     Lazy,
     /// After the sync. A put that the origin confirmed: it replaces anything older.
     Durable,

@@ -1,6 +1,6 @@
 //! Checkpoints: the whole index in the slot that is not current, so that the journal's space can be used again.
 //!
-//! Run by the checkpointer task when the journal is half full, by `Store::checkpoint` and by `close`; read by recovery.
+//! Run by the checkpointer task when a third of the journal is behind the last one, by `Store::checkpoint` and by `close`; read by recovery.
 //! Fuzzy: it notes the point P behind the last published commit, walks the index slice by slice while work goes on, and
 //! ends with an end frame that names P. Whatever changed during the walk is in the journal behind P. Upholds I11: space
 //! before P is freed only after slab and slot are synced.
@@ -80,7 +80,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let wanted = self.signals.checkpoint.listen();
             let (is_due, life) = {
                 let state = self.state.borrow();
-                (state.journal.is_half_full(), state.life)
+                (state.journal.is_checkpoint_due(), state.life)
             };
             match life {
                 Life::Stopped | Life::Failed => return,
@@ -117,7 +117,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         self.change(|state| {
             state.checkpoint_number = header.number;
             state.counters.checkpoints += 1;
-            state.journal.free_until(header.from);
+            state.journal.cover(header.from);
         });
         self.signals.journal.notify(usize::MAX);
         Ok(())
@@ -154,10 +154,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
         // What the walk saw may be published and not synced yet: clean fills.
         let through = self.state.borrow().journal.published.chain.sequence - 1;
-        if let Err(error) = self.slab.sync().await {
-            self.fail(&error);
-            return Err(StoreError::Disk(error));
-        }
+        self.sync_slab().await?;
         self.change(|state| state.journal.synced_through = state.journal.synced_through.max(through));
         slot.end(header).await
     }

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use forebay_io::frame::frame_bytes;
-use forebay_io::{Disk, DiskFile, IoError, Runtime};
+use forebay_io::{Disk, IoError, Runtime};
 use futures::channel::oneshot;
 use std::collections::HashSet;
 
@@ -195,19 +195,19 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Writes the frame and syncs, if anybody waits for that or too much is in doubt.
     async fn journaled(&self, payload: &[u8], record_count: u32, needs_sync: bool) -> Result<(), IoError> {
         let mut frame = self.disk.buffer(frame_bytes(payload.len())).await;
-        let (ring, at, is_half_full) = {
+        let (ring, at, is_checkpoint_due) = {
             let mut state = self.state.borrow_mut();
             let at = state.journal.append(self.superblock.store_id, payload, record_count, &mut frame);
             state.counters.commits += 1;
-            (state.journal.ring, at, state.journal.is_half_full())
+            (state.journal.ring, at, state.journal.is_checkpoint_due())
         };
-        if is_half_full {
+        if is_checkpoint_due {
             self.signals.checkpoint.notify(1);
         }
         journal::write(&self.disk, &self.slab, ring, at.position, frame).await?;
         let is_due = needs_sync || self.state.borrow().journal.in_doubt_bytes > IN_DOUBT_BYTES_MAX;
         if is_due && self.config.sync == SyncMode::Always {
-            self.slab.sync().await?;
+            self.sync_slab().await?;
             let mut state = self.state.borrow_mut();
             state.journal.synced_through = at.chain.sequence;
             state.journal.in_doubt_bytes = 0;

@@ -2,7 +2,7 @@
 //!
 //! Written by the committer only, one frame at a time; read by recovery. Positions are bytes ever written; modulo the
 //! ring's size they are places. A frame may lie across the ring's end. Space is given back only by a checkpoint that is
-//! synced ([`Journal::free_until`]), so what recovery needs is never overwritten (I11).
+//! synced ([`Journal::cover`]), so what recovery needs is never overwritten (I11).
 
 use forebay_io::frame::{self, Chain, FRAME_HEADER_BYTES, FrameKind, frame_bytes};
 use forebay_io::units::{SECTOR_BYTES, piece_count};
@@ -70,15 +70,19 @@ pub struct Journal {
     pub synced_through: u64,
     /// Payload bytes named by frames that are not.
     pub in_doubt_bytes: u64,
+    /// The point of the newest checkpoint.
+    covered_until: u64,
+    /// The point of the one before it: should the newest slot be damaged, recovery begins here.
     free_from: u64,
 }
 
 impl Journal {
-    /// A journal whose records up to `head` are published; the frames before `covered_until` are not needed any more.
+    /// A journal whose records up to `head` are published; the newest checkpoint covers what is before `covered_until`.
     #[must_use]
     pub fn new(ring: Ring, head: Point, covered_until: u64, synced_through: u64) -> Journal {
         assert!(head.position - covered_until <= ring.len_bytes, "the journal is never longer than its ring");
-        Journal { ring, head, published: head, synced_through, in_doubt_bytes: 0, free_from: covered_until }
+        let (published, free_from) = (head, covered_until);
+        Journal { ring, head, published, synced_through, in_doubt_bytes: 0, covered_until, free_from }
     }
 
     /// The longest payload of one frame.
@@ -88,7 +92,7 @@ impl Journal {
         frame_bytes_max / SECTOR_BYTES * SECTOR_BYTES - FRAME_HEADER_BYTES
     }
 
-    /// Bytes that no checkpoint covers.
+    /// Bytes that may not be overwritten: what is behind the last checkpoint but one.
     #[must_use]
     pub fn used_bytes(&self) -> u64 {
         self.head.position - self.free_from
@@ -100,16 +104,18 @@ impl Journal {
         self.used_bytes() + frame_bytes(payload_bytes) as u64 <= self.ring.len_bytes
     }
 
-    /// Whether it is time for a checkpoint: half of the ring is taken.
+    /// Whether it is time for a checkpoint: a third of the ring is behind the last one, or the next frame might not fit.
     #[must_use]
-    pub fn is_half_full(&self) -> bool {
-        self.used_bytes() > self.ring.len_bytes / 2
+    pub fn is_checkpoint_due(&self) -> bool {
+        self.head.position - self.covered_until > self.ring.len_bytes / 3 || !self.fits(self.payload_bytes_max())
     }
 
-    /// A synced checkpoint covers everything before `point`.
-    pub fn free_until(&mut self, point: Point) {
-        assert!(point.position >= self.free_from && point.position <= self.published.position, "I11: only forward");
-        self.free_from = point.position;
+    /// A synced checkpoint covers everything before `point`. Space is given back up to the point of the one before it, so
+    /// that each of the two slots can be recovered from.
+    pub fn cover(&mut self, point: Point) {
+        assert!(point.position >= self.covered_until && point.position <= self.published.position, "I11: only forward");
+        self.free_from = self.covered_until;
+        self.covered_until = point.position;
     }
 
     /// Appends a frame: the head moves on at once, the returned writes put it on the device.
@@ -183,9 +189,11 @@ mod tests {
             assert!(journal.fits(5000));
             journal.append(1, &[0; 5000], 1, &mut frame);
         }
-        assert!(!journal.fits(0) && journal.is_half_full());
+        assert!(!journal.fits(0) && journal.is_checkpoint_due());
         journal.published = journal.head;
-        journal.free_until(journal.published);
+        journal.cover(journal.published);
+        assert!(!journal.fits(0) && journal.is_checkpoint_due(), "the slot before is still whole");
+        journal.cover(journal.published);
         assert!(journal.fits(journal.payload_bytes_max()) && journal.used_bytes() == 0);
     }
 }

@@ -93,6 +93,7 @@ pub async fn open<D: Disk, R: Runtime>(
         state: RefCell::new(state),
         signals: Signals::default(),
         checkpointing: async_lock::Mutex::new(()),
+        syncing: async_lock::Mutex::new(()),
     });
     core.begin_run(voids, settled_through).await?;
     core.runtime.spawn(Rc::clone(&core).run_committer());
@@ -105,16 +106,17 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Makes durable what recovery read and decided. The frame that settles the doubt comes last.
     async fn begin_run(&self, mut voids: Vec<Record>, settled_through: u64) -> Result<(), StoreError> {
         // What recovery read may still be in the device's cache only.
-        self.slab.sync().await?;
+        self.sync_slab().await?;
         let nonce = self.runtime.random_u64();
         let opening = |voids: &[Record]| recover::opening_payloads(&self.state.borrow(), voids, nonce);
         let needed: u64 = opening(&voids).iter().map(|(payload, _)| frame_bytes(payload.len()) as u64).sum();
-        let is_full = {
+        let is_full = || {
             let state = self.state.borrow();
             state.journal.used_bytes() + needed > state.journal.ring.len_bytes
         };
-        if is_full {
-            // Recovery decided everything; a checkpoint says it as well, and replays nothing from before it.
+        // Recovery decided everything; a checkpoint says it as well, and replays nothing from before it. The second one
+        // gives back the space that the first still keeps for the slot before it.
+        while is_full() {
             self.checkpoint().await?;
             voids.clear();
         }
@@ -131,7 +133,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             };
             journal::write(&self.disk, &self.slab, ring, at.position, frame).await?;
         }
-        self.slab.sync().await?;
+        self.sync_slab().await?;
         let mut state = self.state.borrow_mut();
         state.journal.published = state.journal.head;
         state.journal.synced_through = state.journal.head.chain.sequence - 1;

@@ -52,7 +52,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 if state.life != Life::Running {
                     return;
                 }
-                let is_needed = state.regions_to_come() < self.free_target();
+                // With one free region only relocation may open it, whatever still waits for its pins.
+                let is_starved = state.regions.count_in(RegionState::Free) <= 1;
+                let is_needed = is_starved || state.regions_to_come() < self.free_target();
                 is_needed.then(|| state.regions.reclaim_candidate(self.superblock.region_bytes)).flatten()
             };
             let Some(region) = candidate else {
@@ -104,9 +106,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     async fn evict_clean(&self, region: u32, identities: &[Identity]) -> Vec<Entry> {
         let mut dirty = Vec::new();
         for slice in identities.chunks(SLICE_COUNT) {
+            // A key written twice is listed twice: each is looked up when its turn comes.
             self.change(|state| {
-                let entries = slice.iter().filter_map(|identity| state.index.find(*identity)).collect::<Vec<_>>();
-                state.evict_among(&entries, region, &mut dirty);
+                for identity in slice {
+                    let current = state.index.find(*identity);
+                    state.evict_among(current.as_slice(), region, &mut dirty);
+                }
             });
             self.runtime.yield_now().await;
         }

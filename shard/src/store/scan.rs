@@ -56,7 +56,7 @@ pub async fn scan<F: DiskFile>(slab: &F, store_id: u64, ring: Ring, from: Point)
     loop {
         let left = ring.len_bytes.saturating_sub(scanned.end.position - from.position);
         if left < SECTOR_BYTES as u64 {
-            return Ok(scanned);
+            break;
         }
         window.fill(slab, ring, scanned.end.position, SECTOR_BYTES, left).await?;
         let mut found = frame::decode(store_id, window.from(scanned.end.position));
@@ -70,17 +70,54 @@ pub async fn scan<F: DiskFile>(slab: &F, store_id: u64, ring: Ring, from: Point)
             Ok(found) => found,
             Err(reject) => {
                 scanned.is_torn = matches!(reject, Reject::Sum);
-                return Ok(scanned);
+                break;
             }
         };
         // A frame of an earlier lap, or one that survived behind a torn frame.
         if scanned.end.chain.accept(FrameKind::Journal, &found).is_err() {
-            return Ok(scanned);
+            break;
         }
         scanned.end.position += found.len_bytes() as u64;
         scanned.synced_through = scanned.synced_through.max(found.head.synced_through);
         scanned.take(found.head.sequence, found.head.record_count, found.payload);
     }
+    refuse_damage(slab, store_id, ring, from, scanned.end, &mut window).await?;
+    Ok(scanned)
+}
+
+/// A frame behind the end that calls the missing one durable proves that the journal rotted, and did not just end: what
+/// was acknowledged would be lost silently. Frames of earlier laps are older, torn tails are called durable by nobody.
+async fn refuse_damage<F: DiskFile>(
+    slab: &F,
+    store_id: u64,
+    ring: Ring,
+    from: Point,
+    end: Point,
+    window: &mut Window,
+) -> Result<(), IoError> {
+    let until = from.position + ring.len_bytes;
+    let mut position = end.position;
+    while position < until {
+        let left = until - position;
+        window.fill(slab, ring, position, SECTOR_BYTES, left).await?;
+        let mut found = frame::decode(store_id, window.from(position));
+        if let Err(Reject::Longer { frame_bytes, .. }) = found
+            && frame_bytes as u64 <= left
+        {
+            window.fill(slab, ring, position, frame_bytes, left).await?;
+            found = frame::decode(store_id, window.from(position));
+        }
+        if let Ok(frame) = found
+            && frame.head.kind == FrameKind::Journal
+            && frame.head.sequence > end.chain.sequence
+            && frame.head.synced_through >= end.chain.sequence
+        {
+            let (name, at) = ("the journal".to_owned(), end.position % ring.len_bytes + ring.at);
+            return Err(IoError::Corrupt { name, at, what: "a frame that was durable is damaged" });
+        }
+        position += SECTOR_BYTES as u64;
+    }
+    Ok(())
 }
 
 impl Scanned {

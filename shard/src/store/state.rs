@@ -9,7 +9,7 @@ use std::rc::Rc;
 
 use event_listener::Event;
 use forebay_io::superblock::Superblock;
-use forebay_io::{Disk, IoError, Runtime};
+use forebay_io::{Disk, DiskFile, IoError, Runtime};
 use std::collections::HashMap;
 
 use super::append::Stream;
@@ -19,7 +19,7 @@ use super::extension::Extensions;
 use super::index::Index;
 use super::journal::Journal;
 use super::regions::{RegionTable, StreamKind};
-use super::{StoreConfig, StoreStats};
+use super::{StoreConfig, StoreStats, slab_name};
 use crate::error::StoreError;
 use crate::key::Identity;
 
@@ -84,6 +84,8 @@ pub struct Core<D: Disk, R: Runtime> {
     pub signals: Signals,
     /// Held while a checkpoint is written.
     pub checkpointing: async_lock::Mutex<()>,
+    /// Held during a sync of the slab.
+    pub syncing: async_lock::Mutex<()>,
 }
 
 /// One event for each thing that somebody waits for. Waiters listen first and look at the state then.
@@ -95,7 +97,7 @@ pub struct Signals {
     pub regions: Event,
     /// The reclaimer: free regions are few, or one may have become reclaimable.
     pub reclaim: Event,
-    /// The checkpointer: the journal is half full.
+    /// The checkpointer: a checkpoint is due.
     pub checkpoint: Event,
     /// The committer: a checkpoint freed journal space.
     pub journal: Event,
@@ -150,10 +152,30 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         self.superblock.regions_at() + u64::from(number) * self.superblock.region_bytes
     }
 
+    /// Syncs the slab; a failure is final. One at a time: if a sync fails, what was written before it is in doubt for ever,
+    /// and another sync that ran beside it and succeeded would prove nothing.
+    ///
+    /// # Errors
+    /// What the device said, now or to an earlier sync.
+    pub async fn sync_slab(&self) -> Result<(), IoError> {
+        let _one_at_a_time = self.syncing.lock().await;
+        if self.state.borrow().life == Life::Failed {
+            let (name, source) = (slab_name(self.config.node.shard), std::io::Error::other("an earlier sync failed"));
+            return Err(IoError::Device { verb: "sync", name, at: 0, source });
+        }
+        let synced = self.slab.sync().await;
+        if let Err(error) = &synced {
+            self.fail(error);
+        }
+        synced
+    }
+
     /// A sync or a journal write failed: what it covered is in doubt for ever, so nothing is written any more.
     pub fn fail(&self, error: &IoError) {
-        tracing::error!(shard = self.superblock.shard, %error, "the disk failed a sync; this store takes no more writes");
-        self.state.borrow_mut().life = Life::Failed;
+        if std::mem::replace(&mut self.state.borrow_mut().life, Life::Failed) == Life::Failed {
+            return;
+        }
+        tracing::error!(shard = self.superblock.shard, %error, "the disk failed; this store takes no more writes");
         self.signals.notify_all();
     }
 

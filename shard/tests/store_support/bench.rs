@@ -1,6 +1,7 @@
 //! A store on a simulated machine with tiny constants, and the verbs as the tests speak them.
 #![allow(dead_code, clippy::unwrap_used)]
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -82,7 +83,7 @@ impl Bench {
         let config = StoreConfig { node: node(), sync: self.sync, commit_delay: Duration::ZERO };
         let runtime = self.world.runtime();
         let (store, recovered) = SimStore::open(self.world.disk(), runtime.clone(), config).await?;
-        Ok(Opened { store, recovered: Rc::new(recovered), runtime })
+        Ok(Opened { store, recovered: Rc::new(recovered), runtime, peeked: Rc::default() })
     }
 
     /// Opens the store and runs `test` on it; the machine then loses its power without a close.
@@ -105,10 +106,23 @@ pub struct Opened {
     pub store: SimStore,
     /// What recovery found.
     pub recovered: Rc<Recovered>,
-    runtime: SimRuntime,
+    /// Time and tasks of the present life.
+    pub runtime: SimRuntime,
+    peeked: Rc<Cell<Option<Generation>>>,
 }
 
 impl Opened {
+    /// The generation that the next put, fill or delete here will have.
+    pub fn peek_generation(&self) -> u64 {
+        let generation = self.store.next_generation();
+        assert!(self.peeked.replace(Some(generation)).is_none(), "a peek is followed by its verb");
+        generation.0
+    }
+
+    fn draw(&self) -> Generation {
+        self.peeked.take().unwrap_or_else(|| self.store.next_generation())
+    }
+
     /// The key's full name.
     pub fn key(&self, name: &str) -> BlockKey {
         BlockKey::new("demo-back".into(), name)
@@ -146,7 +160,7 @@ impl Opened {
 
     /// A write-back put with what its flush does first.
     pub async fn put_after(&self, name: &str, content: Bytes, before: BeforeStore) -> Result<Appended, StoreError> {
-        let (key, identity, generation) = (self.key(name), self.identity(name), self.store.next_generation());
+        let (key, identity, generation) = (self.key(name), self.identity(name), self.draw());
         let (len_bytes, digest) = (content.len() as u32, Digest::of(&content));
         let kind = DirtyKind::Block { len_bytes, digest, before };
         let since_unix_ms = self.runtime.unix_ms();
@@ -164,7 +178,7 @@ impl Opened {
         validity: Validity,
         commit: Commit,
     ) -> impl Future<Output = Result<Appended, StoreError>> + 'static {
-        let (key, identity, generation) = (self.key(name), self.identity(name), self.store.next_generation());
+        let (key, identity, generation) = (self.key(name), self.identity(name), self.draw());
         let etag = if content.len().is_multiple_of(2) {
             Etag::Digest(Digest::of(&content))
         } else {
@@ -179,7 +193,7 @@ impl Opened {
 
     /// A write-back delete.
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
-        let (key, identity, generation) = (self.key(name), self.identity(name), self.store.next_generation());
+        let (key, identity, generation) = (self.key(name), self.identity(name), self.draw());
         let since_unix_ms = self.runtime.unix_ms();
         let kind = DirtyKind::Tombstone;
         self.store.tombstone(Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms })).await
