@@ -1,7 +1,7 @@
 //! nginx, three times: the origin of every cache, a caching peer for memory, a direct-I/O peer for disk.
 //!
-//! The peers are tuned as far as measuring showed a gain: whole TLS records, connections that never end, no access log,
-//! open files remembered, and for disk a thread pool and buffers of up to 1 MiB. kTLS needs a kernel with
+//! The peers are tuned as far as measuring showed a gain: large buffers, connections that never end, no access log, open
+//! files remembered, and for disk a thread pool and buffers of up to 1 MiB. kTLS needs a kernel with
 //! CONFIG_TLS; without it `sendfile` has no effect under TLS.
 
 use std::fs;
@@ -42,7 +42,8 @@ pub fn start(lab: &Lab, case: &Case) -> Result<Running> {
     let (http, location) = match case.source {
         Source::Memory => (
             format!(
-                "proxy_cache_path {}/cache levels=1:2 use_temp_path=off keys_zone=bench:64m inactive=1d max_size=8g;",
+                "output_buffers 2 128k;\n\
+                 proxy_cache_path {}/cache levels=1:2 use_temp_path=off keys_zone=bench:64m inactive=1d max_size=8g;",
                 folder.display()
             ),
             format!(
@@ -61,8 +62,9 @@ pub fn start(lab: &Lab, case: &Case) -> Result<Running> {
         lab.certificate().display(),
         lab.certificate_key().display(),
     );
-    let tls = "ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256; ssl_buffer_size 16k;";
-    let command = command(&folder, &format!("{tls}\n{http}"), &server)?;
+    let batch = if case.size < 64 << 10 { "16k" } else { "64k" };
+    let tls = "ssl_protocols TLSv1.3; ssl_conf_command Ciphersuites TLS_AES_128_GCM_SHA256;";
+    let command = command(&folder, &format!("{tls} ssl_buffer_size {batch};\n{http}"), &server)?;
     let target = lab.target(case, port, format!("/{}/bench-{{key}}", case.bucket))?;
     lab.start(command, &folder.join("log"), target, Body::Seeded)
 }
