@@ -31,6 +31,8 @@ const RECEIVE_BYTES: usize = 256 << 10;
 const DRAIN_TIME: Duration = Duration::from_secs(10);
 /// Nothing at all from any connection for this long: the server hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(30);
+/// How long a server that declined is left alone.
+const DECLINED_PAUSE: Duration = Duration::from_millis(5);
 /// The first pass over the keys may take so long.
 const FIRST_PASS_MAX: Duration = Duration::from_secs(600);
 
@@ -141,6 +143,8 @@ pub struct Load {
     next_key: usize,
     declined: VecDeque<usize>,
     unseen: usize,
+    /// Nothing is sent before this moment.
+    resume_at: Instant,
     keys: SmallRng,
     phase: Phase,
     /// Time spent in turns that found nothing, while polling.
@@ -175,6 +179,7 @@ impl Load {
             sent: 0,
             next_key: 0,
             declined: VecDeque::new(),
+            resume_at: Instant::now(),
             unseen: plan.requests.len(),
             keys: SmallRng::seed_from_u64(plan.seed),
             phase: Phase::Warmup,
@@ -265,6 +270,9 @@ impl Load {
 
     /// Sends what is due to connections that are idle.
     fn send_due(&mut self, now: Instant) -> Result<()> {
+        if now < self.resume_at {
+            return Ok(());
+        }
         let stopping = matches!(self.phase, Phase::Drain { .. });
         match self.plan.pace {
             Pace::Closed if stopping => {}
@@ -346,7 +354,7 @@ impl Load {
         let asked = lane.asked.take().context("a response to no request")?;
         let now = Instant::now();
         self.idle.push(index);
-        self.judge(index, &asked, complete.status);
+        self.judge(index, &asked, complete.status, now);
         if let Phase::Measured { since, .. } = self.phase {
             self.tally.responses += 1;
             self.tally.body_bytes += complete.body_bytes;
@@ -358,13 +366,14 @@ impl Load {
     }
 
     /// Takes note of a response's status; a key that was declined in the first pass is asked for again.
-    fn judge(&mut self, index: usize, asked: &Asked, status: u16) {
+    fn judge(&mut self, index: usize, asked: &Asked, status: u16, now: Instant) {
         let is_good = matches!(status, 200 | 206);
         let is_first = asked.pass == Pass::First;
         self.tally.verified += u64::from(asked.sampled && is_good);
         if is_first && status == 503 {
             self.tally.declined += 1;
             self.declined.push_back(asked.key_index);
+            self.resume_at = now + DECLINED_PAUSE;
             return;
         }
         self.unseen -= usize::from(is_first);
