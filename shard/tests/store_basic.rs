@@ -1,5 +1,6 @@
 //! The store's verbs on a simulated disk, one behaviour each: what is published, what a reopen brings back, what a pin,
 //! a newer generation and a cleared validity prevent.
+//! Each test opens a fresh disk of its own.
 #![allow(clippy::unwrap_used)]
 
 #[path = "store_support/bench.rs"]

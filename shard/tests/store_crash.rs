@@ -1,5 +1,6 @@
 //! Crashes and damage on purpose: a power cut at every write of a short history, torn and rotten journals, slots and
 //! superblocks, failed syncs and writes, a full store, reclaim of dirty regions under pins.
+//! Each asserts what recovery counts as rejected, and that what was acknowledged is there (I3, I4, I11, I13).
 #![allow(clippy::unwrap_used)]
 
 #[path = "store_support/bench.rs"]

@@ -1,5 +1,6 @@
 //! Random puts, fills, deletes, removals, flushes and reads by several workers, with reclaim and checkpoints running, cut
 //! off at random writes, reopened and judged against plain maps (I11, I13). `FOREBAY_SEED=n` replays one seed.
+//! `FOREBAY_SEEDS=n` searches among the first n.
 #![allow(clippy::unwrap_used)]
 
 #[path = "store_support/bench.rs"]
@@ -35,7 +36,11 @@ const HEAVY: Load = Load { keys: 60, dirty_bytes_max: 500 << 10, flush_one_in: 8
 fn seeds(count: u64) -> Vec<u64> {
     match std::env::var("FOREBAY_SEED") {
         Ok(seed) => vec![seed.parse().expect("FOREBAY_SEED is a number")],
-        Err(_) => (0..count).collect(),
+        Err(_) => {
+            // For a long search: FOREBAY_SEEDS=100000.
+            let count = std::env::var("FOREBAY_SEEDS").map_or(count, |count| count.parse().expect("a number"));
+            (0..count).collect()
+        }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Proves that index, regions, dirty records and extensions agree: walks everything, asserts I1, I4, I7, I9's account and
-//! I10's. For tests and after simulated steps; too costly for production.
+//! I10's.
+//!
+//! Called by `Store::check`: for tests and after simulated steps; too costly for production.
 
 use super::entry::{Entry, Proof, State as EntryIs};
 use super::regions::{RegionState, footprint};

@@ -12,8 +12,6 @@
 //! Void       7 │ frame sequence 8 │ ordinal 4
 //! ```
 
-use std::sync::Arc;
-
 use forebay_io::checksum::Digest;
 use forebay_io::units::piece_count;
 
@@ -275,7 +273,7 @@ fn decode_put(reader: &mut Reader<'_>) -> Option<PutRecord> {
     } else {
         None
     };
-    let etag = digest.map(Etag::Digest).or(origin_etag.map(Etag::Origin));
+    let etag = digest.map(Etag::Digest).or(origin_etag.map(|etag| Etag::Origin(etag.into())));
     Some(PutRecord { identity, generation, at: Place { region, place }, epoch, len_bytes, sums, etag, dirty })
 }
 
@@ -317,10 +315,10 @@ impl<'a> Reader<'a> {
         self.u64().filter(|&generation| generation < 1 << 48).map(Generation)
     }
 
-    fn text(&mut self, bytes: usize) -> Option<Arc<str>> {
+    fn text(&mut self, bytes: usize) -> Option<&'a str> {
         let (field, rest) = self.0.split_at_checked(bytes)?;
         self.0 = rest;
-        std::str::from_utf8(field).ok().map(Arc::from)
+        std::str::from_utf8(field).ok()
     }
 
     fn since_and_key(&mut self) -> Option<(u64, BlockKey)> {
@@ -328,7 +326,7 @@ impl<'a> Reader<'a> {
         let volume_bytes = self.u8().filter(|&bytes| (1..=VOLUME_NAME_BYTES_MAX).contains(&usize::from(bytes)))?;
         let volume = self.text(usize::from(volume_bytes))?;
         let key_bytes = self.u16().filter(|&bytes| (1..=KEY_BYTES_MAX).contains(&usize::from(bytes)))?;
-        Some((since_unix_ms, BlockKey::new(volume, self.text(usize::from(key_bytes))?)))
+        Some((since_unix_ms, BlockKey::new(volume.into(), self.text(usize::from(key_bytes))?)))
     }
 }
 

@@ -1,4 +1,6 @@
 //! A store on a simulated machine with tiny constants, and the verbs as the tests speak them.
+//! Included by the `store_*` tests; keeps no state between them. Every life ends with a power cut, unless a test closes
+//! the store itself.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::cell::Cell;
