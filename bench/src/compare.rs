@@ -14,13 +14,13 @@ use clap::Args;
 
 use crate::cpu::Usage;
 use crate::get::Get;
-use crate::load::Pace;
+use crate::load::{Pace, Waiting};
 use crate::peers::{Lab, Peer, Running};
 use crate::report::Report;
 
 /// The share of a core that idle peers may use without a remark.
 const IDLE_SHARE_MAX: f64 = 0.02;
-/// Connections that fill a cache: few enough for the least memory a proxy accepts to hold their blocks on the way.
+/// Connections that fill a cache (sleeping between responses, to leave the core to the origin): few enough for the least memory a proxy accepts to hold their blocks on the way.
 const FILLING_CONNECTIONS: u32 = 4;
 
 /// `forebay-bench compare`
@@ -135,7 +135,7 @@ impl Compare {
         for peer in self.peers.iter().filter(|peer| peer.joins(case)) {
             eprintln!("{}: starting and filling {}", case.name, peer.name());
             let server = peer.start(lab, case)?;
-            let filling = self.measure(&server, FILLING_CONNECTIONS, 0.1);
+            let filling = self.measure(&server, FILLING_CONNECTIONS, Waiting::Sleep, 0.1);
             let declined = filling.with_context(|| format!("filling {}", peer.name()))?.declined;
             if declined > 0 {
                 eprintln!("  remark: while filling it was told {declined} times to come again");
@@ -146,8 +146,9 @@ impl Compare {
             for index in 0..servers.len() {
                 let before = idle_time(&servers, index)?;
                 let (row, server) = &mut servers[index];
-                let report =
-                    self.measure(server, self.connections, self.seconds).with_context(|| row.peer.name().to_owned())?;
+                let report = self
+                    .measure(server, self.connections, Waiting::Poll, self.seconds)
+                    .with_context(|| row.peer.name().to_owned())?;
                 eprintln!("{} round {round}: {:<12}{}", case.name, row.peer.name(), table::brief(&report));
                 row.reports.push(report);
                 let idle = (idle_time(&servers, index)? - before).as_secs_f64() / self.seconds;
@@ -159,7 +160,7 @@ impl Compare {
         Ok(servers.into_iter().map(|(row, _)| row).collect())
     }
 
-    fn measure(&self, server: &Running, connections: u32, seconds: f64) -> Result<Report> {
+    fn measure(&self, server: &Running, connections: u32, waiting: Waiting, seconds: f64) -> Result<Report> {
         let get = Get {
             target: server.target.clone(),
             connections,
@@ -168,7 +169,7 @@ impl Compare {
             warmup_seconds: 0.5,
             sample_every: 1000,
             cores: vec![self.core],
-            waiting: None,
+            waiting: Some(waiting),
             body: server.body,
             server_pid: Some(server.pid()),
             seed: 1,
