@@ -1,4 +1,7 @@
-//! What a shard is told when it opens: sizes, budgets, volumes. Validated at the edge; here it is only asserted.
+//! What a shard is told when it opens: sizes, budgets, volumes.
+//!
+//! Made by `src/config` from the file and the command line, where it is validated; here it is only asserted. All budgets
+//! are bounds of this one shard (I10 among them): the edge divides the node's among its shards.
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -13,9 +13,12 @@ use std::sync::Arc;
 use event_listener::{Event, EventListener};
 use forebay_io::Nanos;
 
+use self::volume::{Age, VolumeQueue, age_of};
 use crate::budget::{Budget, Reservation};
 use crate::key::{BlockKey, Generation, Identity, IdentityMap};
 use crate::store::{DirtyKind, DirtyRecord};
+
+mod volume;
 
 /// What a dirty record costs beside its content: key, record, queue slots. Bounds the number of tombstones.
 pub(crate) const RECORD_BYTES: u64 = 512;
@@ -69,24 +72,6 @@ pub enum Standing {
     Conflict,
     /// The bytes rotted before the origin had them: kept, never uploaded, never served.
     Lost,
-}
-
-/// Since when a record is dirty, its generation, its identity: what records are ordered by.
-type Age = (u64, Generation, Identity);
-
-#[derive(Default)]
-struct VolumeQueue {
-    ready: BTreeSet<Age>,
-    /// By the instant of the next try.
-    backoff: BTreeSet<(Nanos, Generation, Identity)>,
-    flushing_count: usize,
-    outage: Option<Outage>,
-}
-
-/// A volume's origin can't be reached.
-struct Outage {
-    probes_failed: u32,
-    next_probe: Nanos,
 }
 
 /// Why a key with a dirty record is not read.
@@ -333,15 +318,14 @@ impl DirtyQueue {
     /// Failed probes in a row of a volume in an outage.
     pub(crate) fn probes_failed(&self, volume: &str) -> u32 {
         let queues = self.queues.borrow();
-        queues.volumes.get(volume).and_then(|volume| volume.outage.as_ref()).map_or(0, |outage| outage.probes_failed)
+        queues.volumes.get(volume).map_or(0, VolumeQueue::probes_failed)
     }
 
     /// The volume's origin did not answer: from now on one probe at a time.
     pub(crate) fn unreachable(&self, volume: &str, next_probe: Nanos) {
         let mut queues = self.queues.borrow_mut();
         let Some(volume) = queues.volumes.get_mut(volume) else { return };
-        let probes_failed = volume.outage.as_ref().map_or(0, |outage| outage.probes_failed);
-        volume.outage = Some(Outage { probes_failed: probes_failed + 1, next_probe });
+        volume.probe_failed(next_probe);
     }
 
     /// The volume's origin answered: what waited because of the outage is tried at once.
@@ -480,47 +464,6 @@ impl Queues {
             }
         }
     }
-}
-
-impl VolumeQueue {
-    fn may_flush(&self, now: Nanos) -> bool {
-        self.outage.as_ref().is_none_or(|outage| self.flushing_count == 0 && outage.next_probe <= now)
-    }
-
-    /// When time alone will give the flusher something to do.
-    fn next_event(&self) -> Option<Nanos> {
-        let backoff = self.backoff.first().map(|(at, ..)| *at);
-        match &self.outage {
-            None => backoff,
-            // The end of the flush in progress wakes the flusher.
-            Some(_) if self.flushing_count > 0 => None,
-            Some(outage) if !self.ready.is_empty() => Some(outage.next_probe),
-            Some(outage) => backoff.map(|at| at.max(outage.next_probe)),
-        }
-    }
-
-    fn make_ready(&mut self, entry: &mut Entry) {
-        self.dequeue(entry);
-        entry.standing = Standing::Queued;
-        self.ready.insert(age_of(&entry.record));
-    }
-
-    fn retry_all(&mut self, entries: &mut IdentityMap<Entry>) {
-        while let Some(&(_, _, identity)) = self.backoff.first() {
-            self.make_ready(entries.get_mut(&identity).expect("a queued identity has its entry"));
-        }
-    }
-
-    fn dequeue(&mut self, entry: &Entry) {
-        self.ready.remove(&age_of(&entry.record));
-        if let Standing::Backoff(at) = entry.standing {
-            self.backoff.remove(&(at, entry.record.generation, entry.record.identity));
-        }
-    }
-}
-
-fn age_of(record: &DirtyRecord) -> Age {
-    (record.since_unix_ms, record.generation, record.identity)
 }
 
 #[cfg(test)]

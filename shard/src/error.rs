@@ -1,4 +1,7 @@
 //! What can keep a shard from opening or a record from being durable.
+//!
+//! Made by `store`, turned by the verbs into a declined request: a put or delete whose record is not durable is never
+//! acknowledged (I3). Ordinary outcomes are variants of `outcome`, not errors.
 
 use forebay_io::IoError;
 

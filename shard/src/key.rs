@@ -1,4 +1,7 @@
 //! What names a block: volume and key; its identity (keyed hash) inside one node; its shard (public hash).
+//!
+//! Used by everything above. Keys are parsed and bounded at the edge; equal identities are equal keys, so below the verbs
+//! only identities travel.
 
 use std::hash::{BuildHasherDefault, Hasher};
 use std::sync::Arc;

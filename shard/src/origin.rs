@@ -1,5 +1,8 @@
 //! The port to the object store: fetch, store, head, delete, each conditional, each with an outcome that says what is
-//! known and what is not. Implemented by `src/origin` (reqwest on its own threads) and by the simulated origin.
+//! known and what is not.
+//!
+//! Called by `fill`, `put`, `remove` and `flush`. Implemented by `src/origin` (reqwest on its own threads) and by
+//! [`sim_origin`](crate::sim_origin).
 
 use std::future::Future;
 use std::sync::Arc;

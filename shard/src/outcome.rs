@@ -1,5 +1,7 @@
-//! What the verbs answer. Plain `Send` data: an answer may cross cores. Ordinary outcomes (a miss, busy, declined) are
-//! variants here, not errors.
+//! What the verbs answer. Plain `Send` data: an answer may cross cores.
+//!
+//! Made by the verbs, turned into responses by `src/proxy`. Ordinary outcomes (a miss, busy, declined) are variants here,
+//! not errors. A [`Located`] carries a pin that has to be given back (I7).
 
 use std::sync::Arc;
 use std::time::Duration;

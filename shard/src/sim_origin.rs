@@ -65,6 +65,15 @@ pub struct OriginCounts {
     pub faults: u64,
 }
 
+/// The way to the origin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Link {
+    /// Requests arrive.
+    Up,
+    /// Requests fail after a while.
+    Down,
+}
+
 /// An object store in memory. Clones are one store.
 pub struct SimOrigin<R> {
     runtime: R,
@@ -72,9 +81,9 @@ pub struct SimOrigin<R> {
 }
 
 struct World {
-    objects: RefCell<BTreeMap<BlockKey, Object>>,
+    held: RefCell<BTreeMap<BlockKey, Held>>,
     faults: Cell<OriginFaults>,
-    reachable: Cell<bool>,
+    link: Cell<Link>,
     latency_us: RefCell<Range<u64>>,
     frame_bytes_max: Cell<usize>,
     counts: Cell<OriginCounts>,
@@ -83,7 +92,7 @@ struct World {
 }
 
 #[derive(Clone)]
-struct Object {
+struct Held {
     body: Bytes,
     etag: Etag,
 }
@@ -93,9 +102,9 @@ impl<R: Runtime> SimOrigin<R> {
     #[must_use]
     pub fn new(seed: u64, runtime: R) -> SimOrigin<R> {
         let world = World {
-            objects: RefCell::default(),
+            held: RefCell::default(),
             faults: Cell::default(),
-            reachable: Cell::new(true),
+            link: Cell::new(Link::Up),
             latency_us: RefCell::new(500..20_000),
             frame_bytes_max: Cell::new(16 << 10),
             counts: Cell::default(),
@@ -118,8 +127,8 @@ impl<R: Runtime> SimOrigin<R> {
     }
 
     /// Whether the origin can be reached at all.
-    pub fn set_reachable(&self, reachable: bool) {
-        self.world.reachable.set(reachable);
+    pub fn set_link(&self, link: Link) {
+        self.world.link.set(link);
     }
 
     /// From now on each step takes this long, in virtual microseconds.
@@ -132,21 +141,21 @@ impl<R: Runtime> SimOrigin<R> {
         self.world.frame_bytes_max.set(bytes);
     }
 
-    /// Puts an object there as somebody else would: `Etag::Origin` if `etag` says so.
+    /// Puts something there as somebody else would: `Etag::Origin` if `etag` says so.
     pub fn insert(&self, key: &BlockKey, body: Bytes, etag: Option<&str>) {
         let etag = etag.map_or_else(|| Etag::Digest(Digest::of(&body)), |etag| Etag::Origin(etag.into()));
-        self.world.objects.borrow_mut().insert(key.clone(), Object { body, etag });
+        self.world.held.borrow_mut().insert(key.clone(), Held { body, etag });
     }
 
-    /// Removes an object as somebody else would.
+    /// Removes something as somebody else would.
     pub fn remove(&self, key: &BlockKey) {
-        self.world.objects.borrow_mut().remove(key);
+        self.world.held.borrow_mut().remove(key);
     }
 
     /// The bytes under a key.
     #[must_use]
     pub fn body(&self, key: &BlockKey) -> Option<Bytes> {
-        self.world.objects.borrow().get(key).map(|object| object.body.clone())
+        self.world.held.borrow().get(key).map(|held| held.body.clone())
     }
 
     /// Since the store was made.
@@ -175,13 +184,13 @@ impl<R: Runtime> SimOrigin<R> {
     async fn take_time(&self) -> Result<(), OriginError> {
         let latency_us = self.world.latency_us.borrow().clone();
         self.runtime.sleep(Duration::from_micros(self.random(latency_us))).await;
-        if self.world.reachable.get() { Ok(()) } else { Err(failure(OriginErrorKind::Unreachable)) }
+        if self.world.link.get() == Link::Up { Ok(()) } else { Err(failure(OriginErrorKind::Unreachable)) }
     }
 
     /// Sends a body frame by frame, with what the faults make of it.
-    async fn send(self, object: Object, mut sender: mpsc::Sender<Result<Bytes, OriginError>>) {
-        let mut body = object.body.to_vec();
-        let has_digest = matches!(object.etag, Etag::Digest(_));
+    async fn send(self, held: Held, mut sender: mpsc::Sender<Result<Bytes, OriginError>>) {
+        let mut body = held.body.to_vec();
+        let has_digest = matches!(held.etag, Etag::Digest(_));
         if has_digest && !body.is_empty() && self.strikes(|faults| faults.wrong_bytes) {
             let at = self.random(0..body.len() as u64) as usize;
             body[at] ^= 1 << self.random(0..8);
@@ -217,10 +226,10 @@ impl<R: Runtime> SimOrigin<R> {
         if self.strikes(|faults| faults.fetch_error) {
             return Err(failure(OriginErrorKind::Unavailable));
         }
-        let Some(object) = self.world.objects.borrow().get(&key).cloned() else { return Ok(None) };
+        let Some(held) = self.world.held.borrow().get(&key).cloned() else { return Ok(None) };
         let (sender, body) = mpsc::channel(2);
-        let fetched = Fetched { len_bytes: object.body.len() as u64, etag: object.etag.clone(), body };
-        self.runtime.spawn(self.clone().send(object, sender));
+        let fetched = Fetched { len_bytes: held.body.len() as u64, etag: held.etag.clone(), body };
+        self.runtime.spawn(self.clone().send(held, sender));
         Ok(Some(fetched))
     }
 
@@ -232,10 +241,10 @@ impl<R: Runtime> SimOrigin<R> {
         if self.strikes(|faults| faults.store_error) {
             return Err(failure(OriginErrorKind::Unavailable));
         }
-        let there = self.world.objects.borrow().get(&key).cloned();
+        let there = self.world.held.borrow().get(&key).cloned();
         let stored = match there {
-            Some(object) if object.etag == Etag::Digest(store.digest) && object.body == body => Stored::Done,
-            Some(object) => Stored::Conflict(meta_of(&object)),
+            Some(held) if held.etag == Etag::Digest(store.digest) && held.body == body => Stored::Done,
+            Some(held) => Stored::Conflict(meta_of(&held)),
             None => {
                 self.insert(&key, body, None);
                 Stored::Done
@@ -290,7 +299,7 @@ impl<R: Runtime> Origin for SimOrigin<R> {
             if origin.strikes(|faults| faults.head_error) {
                 return Err(failure(OriginErrorKind::Unavailable));
             }
-            Ok(origin.world.objects.borrow().get(&key).map(meta_of))
+            Ok(origin.world.held.borrow().get(&key).map(meta_of))
         }
     }
 
@@ -306,8 +315,8 @@ impl<R: Clone> Clone for SimOrigin<R> {
     }
 }
 
-fn meta_of(object: &Object) -> OriginMeta {
-    OriginMeta { len_bytes: object.body.len() as u64, etag: object.etag.clone() }
+fn meta_of(held: &Held) -> OriginMeta {
+    OriginMeta { len_bytes: held.body.len() as u64, etag: held.etag.clone() }
 }
 
 fn failure(kind: OriginErrorKind) -> OriginError {

@@ -1,5 +1,6 @@
 //! Fills under simulation: one fetch per cold key, streaming, abandoned leaders, budgets, and every way in which a body
-//! can be wrong.
+//! can be wrong. Each test runs the real shard and store in `SimWorld`, with the origin in memory: I5, I6, I8 and the
+//! budgets of fills.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/node.rs"]
@@ -13,7 +14,7 @@ use forebay_shard::config::ShardConfig;
 use forebay_shard::fill::HELD_BACK_BYTES;
 use forebay_shard::origin::{Etag, OriginErrorKind};
 use forebay_shard::outcome::{DeclinedReason, FillRole, Got, Headed, MetaSource};
-use forebay_shard::sim_origin::OriginFaults;
+use forebay_shard::sim_origin::{Link, OriginFaults};
 use futures::StreamExt;
 use futures::future::join_all;
 use node::{Answer, BLOCK_BYTES_MAX, Node, begin, body, collect, config, key, read};
@@ -225,7 +226,7 @@ fn a_head_of_a_cold_key_asks_and_fills_nothing() {
     assert!(matches!(node.run(async |shard| shard.head(&absent).await), Headed::Absent));
     assert_eq!(node.read(&absent), Answer::Absent);
     assert_eq!((node.origin.counts().heads, node.origin.counts().fetches), (2, 1));
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     assert!(matches!(node.run(async |shard| shard.head(&there).await), Headed::Failed(_)));
     assert_eq!(node.read(&there), Answer::Failed);
 }

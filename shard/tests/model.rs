@@ -1,5 +1,6 @@
 //! Random verbs from several clients at once, crashes, an unreliable origin and an unreliable disk, against a reference
-//! model of what each key may hold. Every seed is one run, replayable: `FOREBAY_SEED=n cargo test --test model`.
+//! model of what each key may hold: acknowledged puts and deletes hold at their level, and nothing else is ever read.
+//! Every seed is one run, replayable: `FOREBAY_SEED=n cargo test --test model`.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/history.rs"]
@@ -21,7 +22,7 @@ use forebay_io::sim::{Faults, OneIn, SimDisk, SimRuntime};
 use forebay_shard::config::ShardConfig;
 use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{Condition, Durability, Headed, Put, Removed};
-use forebay_shard::sim_origin::OriginFaults;
+use forebay_shard::sim_origin::{Link, OriginFaults};
 use forebay_shard::stats::Counts;
 use futures::future::{Either, select};
 use history::{KeyHistory, State};
@@ -53,12 +54,18 @@ impl Shared {
         let keys = (0..KEYS).map(|index| {
             versions.extend((0..VERSIONS).map(|version| (Digest::of(&content(index, version)), (index, version))));
             let key = key(["back", "spill", "through"][index % 3], &format!("key/{index}"));
-            let (there, foreign) = (rng.random_range(0..3) == 0, rng.random());
-            if there {
-                let etag = if foreign { Some("by-others") } else { None };
-                node.origin.insert(&key, content(index, 0), etag);
-            }
-            RefCell::new(KeyHistory::new(key, there.then_some(0), there && foreign))
+            let history = match rng.random_range(0..6) {
+                0 => {
+                    node.origin.insert(&key, content(index, 0), None);
+                    KeyHistory::new(key, Some(0))
+                }
+                1 => {
+                    node.origin.insert(&key, content(index, 0), Some("by-others"));
+                    KeyHistory::stored_by_others(key)
+                }
+                _ => KeyHistory::new(key, None),
+            };
+            RefCell::new(history)
         });
         let keys = keys.collect();
         Rc::new(Shared { keys, versions, stop: Cell::new(false), running: Cell::new(0), rot })
@@ -220,7 +227,7 @@ fn work(node: &Node, shared: &Rc<Shared>, rng: &mut SmallRng) {
     begin_clients(node, shared, rng);
     node.origin.set_faults(random_origin_faults(rng));
     for _ in 0..rng.random_range(2..8) {
-        node.origin.set_reachable(rng.random_range(0..4) > 0);
+        node.origin.set_link(if rng.random_range(0..4) > 0 { Link::Up } else { Link::Down });
         node.pass(Duration::from_micros(rng.random_range(0..150_000)));
         node.shard.check();
     }
@@ -242,7 +249,7 @@ fn rest(node: &Node, shared: &Rc<Shared>) {
 fn settle(node: &Node, shared: &Shared) {
     node.world.set_faults(Faults::default());
     node.origin.set_faults(OriginFaults::default());
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     let report = node.run(async |shard| shard.flush_all(Duration::from_secs(600)).await);
     node.shard.check();
     let contested = shared.keys.iter().filter(|key| key.borrow().contested).count() as u64;

@@ -1,5 +1,6 @@
 //! Named interleavings under simulation: what a put, delete or purge does to a fill (I6), a flush to an overwrite (I9),
-//! the dirty budget (I10), an outage and its end, conflicts, rot, conditions and durability asked for.
+//! the dirty budget (I10), an outage and its end, conflicts, rot, conditions and durability asked for. Virtual time
+//! places each test in the middle of a fetch, a store or a commit.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/node.rs"]
@@ -15,7 +16,7 @@ use forebay_shard::config::ShardConfig;
 use forebay_shard::dirty::Standing;
 use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{Condition, DeclinedReason, Durability, Got, Headed, Put, PutDone, Removed};
-use forebay_shard::sim_origin::OriginFaults;
+use forebay_shard::sim_origin::{Link, OriginFaults};
 use futures::future::{FutureExt, join, join_all};
 use node::{Answer, Node, begin, body, collect, config, config_without_memory, key, put, read};
 
@@ -90,7 +91,7 @@ fn i6_a_fill_that_begins_during_a_write_through_delete_is_not_kept() {
 #[test]
 fn a_write_back_put_is_acknowledged_without_the_origin_and_flushed_later() {
     let node = Node::new(1);
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let (key, bytes) = (key("back", "k"), body(1, 20_000));
     assert!(matches!(node.put(&key, &bytes), PutDone::Created(Durability::Disk)));
     assert!(matches!(node.put(&key, &bytes), PutDone::Unchanged(Durability::Disk)));
@@ -98,7 +99,7 @@ fn a_write_back_put_is_acknowledged_without_the_origin_and_flushed_later() {
     assert!(matches!(node.put(&key, &body(2, 7)), PutDone::KeyExists));
     assert_eq!(node.read(&key), Answer::Body(bytes.clone()));
     assert!(node.shard.stats().dirty_bytes >= 20_000);
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     let report = node.run(async |shard| shard.flush_all(Duration::from_secs(60)).await);
     assert_eq!((report.flushed, report.remaining), (1, 0));
     assert_eq!(node.origin.body(&key), Some(bytes.clone()));
@@ -146,13 +147,13 @@ fn a_put_over_an_unflushed_delete_deletes_first() {
     let node = steady(config());
     let (key, old, new) = (key("back", "k"), body(1, 20_000), body(2, 10_000));
     node.origin.insert(&key, old, None);
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     node.run(async |shard| {
         assert!(matches!(shard.delete(&key).await, Removed::Done(Durability::Disk)));
         assert!(matches!(shard.delete(&key).await, Removed::Done(Durability::Disk)), "idempotent");
         assert!(matches!(shard.purge(&key).await, Removed::Dirty));
         assert!(matches!(shard.put(put(&key, &new, Durability::Disk)).await, PutDone::Created(Durability::Disk)));
-        node.origin.set_reachable(true);
+        node.origin.set_link(Link::Up);
         let report = shard.flush_all(Duration::from_secs(60)).await;
         assert_eq!((report.remaining, report.conflicts), (0, 0));
     });
@@ -166,13 +167,13 @@ fn a_retried_flush_never_deletes_what_somebody_else_stored_after_the_first_try()
     let node = steady(config());
     let (key, new, other) = (key("back", "k"), body(2, 10_000), body(3, 10));
     node.origin.insert(&key, body(1, 20), None);
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     node.run(async |shard| {
         shard.delete(&key).await;
         shard.put(put(&key, &new, Durability::Disk)).await;
         // The delete before the store gets through, the store does not, and somebody else stores then.
         node.origin.set_faults(OriginFaults { store_error: 1, ..OriginFaults::default() });
-        node.origin.set_reachable(true);
+        node.origin.set_link(Link::Up);
         let stores = node.origin.counts().stores;
         while node.origin.counts().stores == stores || shard.stats().flushing > 0 {
             node.world.runtime().sleep(Duration::from_millis(1)).await;
@@ -189,18 +190,18 @@ fn a_retried_flush_never_deletes_what_somebody_else_stored_after_the_first_try()
 #[test]
 fn i10_a_full_dirty_budget_declines_or_writes_through_and_deletes_still_work() {
     let node = Node::with_config(1, ShardConfig { dirty_bytes_max: 50_000, ..config() });
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let first = key("back", "first");
     assert!(matches!(node.put(&first, &body(1, 30_000)), PutDone::Created(Durability::Disk)));
     let PutDone::Declined(declined) = node.put(&key("back", "second"), &body(2, 30_000)) else { panic!("it is full") };
     assert_eq!(declined.reason, DeclinedReason::DirtyFull);
     assert!(declined.retry_after > Duration::ZERO);
     assert!(matches!(node.put(&key("spill", "third"), &body(3, 30_000)), PutDone::Failed(_)), "the origin is away");
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     assert!(matches!(node.put(&key("spill", "third"), &body(3, 30_000)), PutDone::Created(Durability::Origin)));
     assert_eq!(node.origin.body(&key("spill", "third")), Some(body(3, 30_000)));
     assert!(node.shard.stats().dirty_bytes <= 50_000);
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let removed = node.run(async |shard| shard.delete(&first).await);
     assert!(matches!(removed, Removed::Done(Durability::Disk)), "a delete makes room");
     assert!(matches!(node.put(&key("back", "second"), &body(2, 30_000)), PutDone::Created(Durability::Disk)));
@@ -210,12 +211,12 @@ fn i10_a_full_dirty_budget_declines_or_writes_through_and_deletes_still_work() {
 #[test]
 fn i10_many_tombstones_are_bounded_too() {
     let node = Node::with_config(1, ShardConfig { dirty_bytes_max: 5_000, ..config() });
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let keys: Vec<_> = (0..20).map(|n| key("back", &format!("k{n}"))).collect();
     let removed = node.run(async |shard| join_all(keys.iter().map(|key| shard.delete(key))).await);
     let done = removed.iter().filter(|removed| matches!(removed, Removed::Done(_))).count();
     assert_eq!(done, 9, "nine times 512 bytes");
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     assert_eq!(node.run(async |shard| shard.flush_all(Duration::from_secs(60)).await).remaining, 0);
     assert_eq!(node.shard.stats().dirty_bytes, 0);
 }
@@ -223,7 +224,7 @@ fn i10_many_tombstones_are_bounded_too() {
 #[test]
 fn an_outage_is_probed_gently_and_ends_by_itself() {
     let node = Node::new(1);
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let keys: Vec<_> = (0..30).map(|n| key("back", &format!("k{n}"))).collect();
     for key in &keys {
         assert!(matches!(node.put(key, &body(1, 1_000)), PutDone::Created(Durability::Disk)));
@@ -233,7 +234,7 @@ fn an_outage_is_probed_gently_and_ends_by_itself() {
     node.pass(Duration::from_secs(600));
     let probes = node.origin.counts().stores - stores;
     assert!((30..200).contains(&probes), "{probes} stores in ten minutes: one probe every 7.5 s or so");
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     // No more than the longest wait between two probes, and some milliseconds for each block.
     node.pass(Duration::from_secs(20));
     assert_eq!(node.shard.stats().dirty_records, 0, "{:?}", node.shard.dirty_items(1));
@@ -346,7 +347,7 @@ fn conditions_hold_or_nothing_is_stored() {
         assert!(matches!(ask(&foreign, &two, Condition::Absent), PutDone::PreconditionFailed));
         let matching = Condition::Matches(vec![Etag::Origin("e-1".into())]);
         assert!(matches!(ask(&foreign, &two, matching), PutDone::KeyExists));
-        node.origin.set_reachable(false);
+        node.origin.set_link(Link::Down);
         assert!(matches!(ask(&key(volume, "new"), &two, Condition::Absent), PutDone::Failed(_)));
         assert!(matches!(node.run(async |shard| shard.head(&k).await), Headed::Found(_)));
     }
@@ -391,7 +392,7 @@ fn rot_in_a_clean_block_is_repaired_within_the_request() {
 fn a_dirty_block_that_rots_is_lost_and_listed_never_served_or_uploaded() {
     let node = Node::with_config(1, config_without_memory());
     let (k, bytes) = (key("back", "k"), body(1, 20_000));
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     node.put(&k, &bytes);
     // Older bytes at the origin must not take its place.
     node.origin.insert(&k, body(7, 10), None);
@@ -403,7 +404,7 @@ fn a_dirty_block_that_rots_is_lost_and_listed_never_served_or_uploaded() {
     assert!(matches!(node.run(async |shard| shard.purge(&k).await), Removed::Dirty));
     assert!(matches!(node.put(&k, &body(2, 20_000)), PutDone::KeyExists));
     node.origin.remove(&k);
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     let report = node.run(async |shard| shard.flush_all(Duration::from_secs(60)).await);
     assert_eq!((report.flushed, report.remaining, report.lost), (0, 1, 1));
     assert_eq!(node.origin.body(&k), None);
@@ -447,7 +448,7 @@ fn puts_of_one_key_take_turns_and_one_wins() {
 fn closing_waits_for_what_has_begun_and_declines_the_rest() {
     let mut node = steady(config());
     let (k, late) = (key("back", "k"), key("back", "late"));
-    node.origin.set_reachable(false);
+    node.origin.set_link(Link::Down);
     let shard = node.shard.clone();
     let begun = {
         let (shard, k) = (shard.clone(), k.clone());
@@ -469,7 +470,7 @@ fn closing_waits_for_what_has_begun_and_declines_the_rest() {
         PutDone::Declined(_) => assert_eq!(report.dirty_blocks, 0),
         other => panic!("{other:?}"),
     }
-    node.origin.set_reachable(true);
+    node.origin.set_link(Link::Up);
     node.run(async |shard| shard.flush_all(Duration::from_secs(60)).await);
     assert_eq!(node.shard.stats().dirty_records, 0);
 }

@@ -1,4 +1,6 @@
-//! The order in which dirty records are flushed, without a flusher.
+//! The order in which dirty records are flushed, without a flusher: by age, never twice at once, gently in an outage;
+//! what becomes of superseded and of settled records (I9), and what each of them takes from the budget (I10). Time is
+//! a number here.
 #![allow(clippy::unwrap_used)]
 
 use forebay_io::checksum::Digest;

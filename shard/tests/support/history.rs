@@ -30,7 +30,7 @@ pub struct KeyHistory {
 }
 
 impl KeyHistory {
-    pub fn new(key: BlockKey, state: State, foreign: bool) -> KeyHistory {
+    pub fn new(key: BlockKey, state: State) -> KeyHistory {
         KeyHistory {
             key,
             possible: BTreeSet::from([state]),
@@ -38,9 +38,14 @@ impl KeyHistory {
             readers: BTreeMap::new(),
             next_reader: 0,
             contested: false,
-            foreign,
+            foreign: false,
             events: Vec::new(),
         }
+    }
+
+    /// The origin has version 0 of the key, stored by somebody else.
+    pub fn stored_by_others(key: BlockKey) -> KeyHistory {
+        KeyHistory { foreign: true, ..KeyHistory::new(key, Some(0)) }
     }
 
     pub fn begin_read(&mut self) -> u64 {

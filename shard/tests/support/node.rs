@@ -1,5 +1,6 @@
 //! One simulated node for the tests of the verbs: a world, an origin, a shard on both, and a reader that does what the
-//! proxy does with an answer. Used by `model`, `races` and `fills`.
+//! proxy does with an answer (pieces from a handle of its own, rot reported, whole blocks offered back). Used by `model`,
+//! `races` and `fills`. It asserts I8 on everything it reads.
 
 use std::rc::Rc;
 use std::time::Duration;
