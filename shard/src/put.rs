@@ -279,7 +279,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 // After a crash the older dirty record would be flushed and undo this put: it has to be superseded
                 // durably before the acknowledgement.
                 if let Err(error) = self.supersede(put, identity).await {
-                    return PutDone::Declined(self.decline_for(&error));
+                    return PutDone::Declined(self.decline(self.not_durable(identity, &error)));
                 }
                 self.inner.dirty.settle(identity, record.generation, Finished::Done);
             }
@@ -309,13 +309,13 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms: self.inner.runtime.unix_ms() })
     }
 
-    /// A dirty record did not become durable. After a fault of the device nobody knows whether it will turn up at the
-    /// next start, so the key takes no more changes until then.
+    /// A record that an acknowledgement waited for did not become durable. After a fault of the device nobody knows
+    /// whether it will turn up at the next start, so the key takes no more changes until then.
     pub(crate) fn not_durable(&self, identity: Identity, error: &StoreError) -> DeclinedReason {
         if matches!(error, StoreError::Disk(_)) {
             self.inner.in_doubt.borrow_mut().insert(identity);
         }
-        tracing::error!(%error, "a dirty record did not become durable");
+        tracing::error!(%error, "a record did not become durable");
         match error {
             StoreError::Full => DeclinedReason::DiskFull,
             StoreError::Closing => DeclinedReason::Stopping,

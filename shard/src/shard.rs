@@ -47,8 +47,8 @@ pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
     pub(crate) lanes: KeyLocks,
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
-    /// Keys with a dirty record that failed to become durable but may turn up after a restart: whatever else were
-    /// acknowledged for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault.
+    /// Keys with a record that failed to become durable but may turn up after a restart: whatever else were acknowledged
+    /// for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault.
     pub(crate) in_doubt: RefCell<IdentitySet>,
     pub(crate) stopping: Cell<bool>,
     volumes: BTreeMap<Arc<str>, VolumeConfig>,
