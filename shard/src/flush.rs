@@ -204,7 +204,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// flushed again, and delete what was stored under the key since.
     pub(crate) async fn retire_tombstone(&self, record: &DirtyRecord) -> Result<(), StoreError> {
         self.inner.store.flushed(record.identity, record.generation);
-        self.inner.store.remove(record.identity, record.generation).await
+        let retired = self.inner.store.remove(record.identity, record.generation).await;
+        if retired.is_err() {
+            // After a restart the tombstone may be there or not: nothing that needs it, or its absence, may be promised.
+            self.inner.in_doubt.borrow_mut().insert(record.identity);
+        }
+        retired
     }
 
     /// The verified bytes of a dirty block: from memory if they are there, else from disk. `None`: not now.

@@ -255,6 +255,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
             return PutDone::Declined(self.decline(DeclinedReason::QueueFull));
         };
+        // A flush may have failed here while this waited for the lane.
+        if self.inner.in_doubt.borrow().contains(&identity) && self.inner.dirty.record(identity).is_some() {
+            return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
+        }
         let change = self.begin_change(identity);
         // What is dirty here goes with this store: a tombstone not flushed yet, or the same bytes, lost to rot.
         let dirty = self.inner.dirty.record(identity);

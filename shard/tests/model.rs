@@ -356,7 +356,7 @@ fn i3_i8_i11_acknowledged_verbs_hold_through_crashes_and_an_unreliable_origin() 
 #[test]
 fn i3_a_disk_that_fails_writes_and_syncs_loses_nothing_that_was_acknowledged() {
     let faults = Faults { write_error: OneIn(150), sync_error: OneIn(150), read_error: OneIn(60), ..Faults::default() };
-    let total = run_all(1_000..1_150, &faults);
+    let total = run_all(1_000..1_400, &faults);
     assert!(total.counts.puts_created > 500 && total.counts.flushes > 100, "{:?}", total.counts);
 }
 
