@@ -1,4 +1,6 @@
 //! `forebay proxy`: load the configuration, start the logs, run the node until it is told to stop.
+//!
+//! Called by `cli`. `--check-config` and `--print-config` end before anything is opened or bound.
 
 use std::io::IsTerminal as _;
 use std::net::SocketAddr;

@@ -1,5 +1,7 @@
 //! The configuration after every check: types that can't be wrong, figures instead of shares, one disk, one split of
 //! the memory. Made once at start by `config::load`; everything that runs reads this and nothing else.
+//!
+//! The parts are checked in `disk`, `stores`, `limits` and `budget`; this file puts them together.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

@@ -1,4 +1,7 @@
-//! `[[disk]]` checked: a share of the free space becomes a shape of each shard's store. Part of `Config::check`.
+//! `[[disk]]` checked: a share of the free space becomes a shape of each shard's store.
+//!
+//! Part of `Config::check`. The shape leaves room for superblocks, journal and checkpoints, and the dirty budget is at most
+//! half of the regions (I10: reclaim can always move what is dirty).
 
 use std::path::PathBuf;
 

@@ -1,4 +1,6 @@
-//! `[limits]` checked: every bound is in a range that makes sense. Part of `Config::check`.
+//! `[limits]` checked: every bound is in a range that makes sense.
+//!
+//! Part of `Config::check`. What runs takes its bounds from [`Limits`] and has no figures of its own.
 
 use std::time::Duration;
 

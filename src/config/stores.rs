@@ -1,5 +1,7 @@
 //! `[[store]]` and `[[volume]]` checked: names that refer to something, endpoints that are URLs, credentials of one
-//! kind, block sizes in range. Part of `Config::check`; the origin pool reads the result.
+//! kind, block sizes in range.
+//!
+//! Part of `Config::check`; the origin pool reads the result. No secret is ever printed from here.
 
 use std::path::PathBuf;
 use std::sync::Arc;

@@ -1,4 +1,6 @@
 //! What a mistake in the configuration says: a table of changes to a good file and the line each one gets.
+//!
+//! Also: what is printed is a configuration again, and holds no secret.
 
 #![allow(clippy::unwrap_used)]
 

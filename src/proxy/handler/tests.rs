@@ -1,4 +1,6 @@
 //! What the handler answers, on blocks that lie where each test puts them: in memory, on a simulated disk, in a fill.
+//!
+//! The whole handler runs, from the request's head to the last byte of the answer; only the blocks' owner is replaced.
 
 #![allow(clippy::unwrap_used)]
 
@@ -338,7 +340,7 @@ impl Answered {
     }
 
     fn bytes(&self) -> &[u8] {
-        self.body.as_ref().ok().expect("the body ends well")
+        self.body.as_ref().unwrap_or_else(|(sent, error)| panic!("{} bytes, then: {error}", sent.len()))
     }
 
     /// The end of a problem's type.
