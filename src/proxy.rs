@@ -28,6 +28,7 @@ pub mod origins;
 pub mod parent;
 pub mod ports;
 pub mod preflight;
+pub mod promote;
 pub mod put_body;
 pub mod report;
 pub mod request;

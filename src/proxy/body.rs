@@ -25,6 +25,7 @@ use http_body::{Body, Frame, SizeHint};
 use crate::proxy::blocks::Blocks;
 use crate::proxy::dispatch::GotPinned;
 use crate::proxy::metrics::CoreMetrics;
+use crate::proxy::promote::Copying;
 
 /// An answer's body.
 pub enum ResponseBody<B: Blocks> {
@@ -170,6 +171,7 @@ pub struct DiskBody<B: Blocks> {
     /// The piece after `ready`, or the one that `rest` begins in.
     reading: Option<PieceRead>,
     repairing: Option<LocalBoxFuture<'static, Result<ResponseBody<B>, BodyError>>>,
+    copying: Option<Copying>,
     meter: Meter,
 }
 
@@ -181,6 +183,8 @@ pub struct FirstPiece<B: Blocks> {
     pub pinned: Option<B::Pinned>,
     /// The piece in which the range begins.
     pub piece: VerifiedPiece,
+    /// A copy for the memory tier, if the whole block is sent and one is wanted.
+    pub copying: Option<Copying>,
 }
 
 /// The piece that holds byte `at` of a block.
@@ -213,6 +217,7 @@ impl<B: Blocks> DiskBody<B> {
             ready,
             reading: None,
             repairing: None,
+            copying: first.copying,
             meter,
         };
         body.read_ahead();
@@ -264,6 +269,11 @@ impl<B: Blocks> DiskBody<B> {
         match self.ready.take() {
             Some(bytes) => {
                 self.rest.start += bytes.len() as u64;
+                if let Some(copy) = self.copying.as_mut().and_then(|copying| copying.add(&bytes)) {
+                    self.copying = None;
+                    let generation = self.reader.located().generation;
+                    self.blocks.offer_memory(&self.key, generation, copy, self.etag.clone());
+                }
                 self.meter.metrics.sent(bytes.len() as u64);
                 Poll::Ready(Ok(Step::Segment(Some(Segment::Disk(bytes)))))
             }
@@ -328,7 +338,7 @@ impl<B: Blocks> Rest<B> {
             Got::Disk(located) => {
                 let reader = Rc::new(BlockReader::new(self.blocks.slab(located.shard), located));
                 let piece = reader.piece(piece_of(self.range.start)).await?;
-                let first = FirstPiece { reader, pinned, piece };
+                let first = FirstPiece { reader, pinned, piece, copying: None };
                 let meter = self.meter.clone();
                 ResponseBody::Disk(Box::new(DiskBody::new(self.blocks, self.key, first, self.etag, self.range, meter)))
             }

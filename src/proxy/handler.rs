@@ -21,8 +21,10 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use bytes::Bytes;
 use forebay_shard::config::VolumeConfig;
 use forebay_shard::key::BlockKey;
+use http::header::EXPECT;
 use http::request::Parts;
 use http::{HeaderValue, Method, Request, Response};
+use http_body::Body as _;
 use rand::{Rng as _, SeedableRng as _};
 use tracing::Level;
 
@@ -31,9 +33,10 @@ use crate::problem::Problem;
 use crate::proxy::auth::{self, Auth, ConnToken};
 use crate::proxy::blocks::Blocks;
 use crate::proxy::body::{Meter, ResponseBody};
-use crate::proxy::listener::{Conn, RequestBody, Service};
+use crate::proxy::listener::{Conn, Protocol, RequestBody, Service};
 use crate::proxy::metrics::{CoreMetrics, Outcome};
-use crate::proxy::put_body::PutBudget;
+use crate::proxy::promote::Promoter;
+use crate::proxy::put_body::{PutBudget, discard};
 use crate::proxy::request::{Route, decode_key};
 use crate::proxy::respond::{FOREBAY_HOPS, Failure, SERVER_TIMING, ShortText, X_REQUEST_ID, server_timing};
 use crate::proxy::status::NodeFacts;
@@ -44,6 +47,9 @@ pub type KeyCheck = Box<dyn Fn(&BlockKey) -> Result<(), NameTooLong>>;
 
 /// A shorter key always has a lawful name: a prefix has at most 512 bytes, and no byte of a key becomes more than three.
 const KEY_BYTES_UNCHECKED: usize = 170;
+
+/// What is read and thrown away of a refused body: the largest block there may be. Its deadlines are the connection's.
+const DISCARD_BYTES_MAX: usize = 16 << 20;
 
 /// What a handler needs to know; the same on every core but for the counters.
 pub struct HandlerSettings {
@@ -102,6 +108,7 @@ pub struct Handler<B: Blocks> {
     volumes: HashMap<Arc<str>, VolumeConfig>,
     auth: Auth,
     puts: Rc<PutBudget>,
+    promoter: Promoter,
     metrics: Rc<CoreMetrics>,
     ids: RequestIds,
     access_one_in: u32,
@@ -125,11 +132,14 @@ impl<B: Blocks> Handler<B> {
     #[must_use]
     pub fn new(blocks: B, settings: HandlerSettings, metrics: Rc<CoreMetrics>) -> Handler<B> {
         let volumes = settings.volumes.into_iter().map(|volume| (Arc::clone(&volume.name), volume)).collect();
+        let facts = &settings.facts;
+        let tier_bytes = facts.budget.memory_tier_bytes / u64::from(facts.topology.shard_count.max(1));
         Handler {
             blocks,
             volumes,
             auth: settings.auth,
             puts: PutBudget::new(settings.put_bytes_max, Rc::clone(&metrics)),
+            promoter: Promoter::new(tier_bytes),
             metrics,
             ids: RequestIds::new(),
             access_one_in: settings.access_one_in,
@@ -140,18 +150,18 @@ impl<B: Blocks> Handler<B> {
         }
     }
 
-    /// Answers one request; `remembered` is what its connection knows of its token.
-    async fn answer<T>(&self, request: Request<T>, remembered: &ConnToken) -> Response<ResponseBody<B>>
+    /// Answers one request; `remembered` is what its connection knows of its token. What is left of the body is the
+    /// caller's.
+    async fn answer<T>(&self, parts: &Parts, body: &mut T, remembered: &ConnToken) -> Response<ResponseBody<B>>
     where
         T: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
         let began = Instant::now();
         let _in_flight = InFlight::begin(&self.metrics);
         let mut trace = Trace { request_id: self.ids.next(), outcome: Outcome::Other, hops: None };
-        let (parts, body) = request.into_parts();
-        let mut response = match self.route(&parts, body, remembered, &mut trace).await {
+        let mut response = match self.route(parts, body, remembered, &mut trace).await {
             Ok(response) => response,
-            Err(failure) => self.fail(failure, &parts, &mut trace),
+            Err(failure) => self.fail(failure, parts, &mut trace),
         };
         let took = began.elapsed();
         let headers = response.headers_mut();
@@ -172,7 +182,7 @@ impl<B: Blocks> Handler<B> {
         response
     }
 
-    async fn route<T>(&self, parts: &Parts, body: T, remembered: &ConnToken, trace: &mut Trace) -> Answer<B>
+    async fn route<T>(&self, parts: &Parts, body: &mut T, remembered: &ConnToken, trace: &mut Trace) -> Answer<B>
     where
         T: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
@@ -268,7 +278,14 @@ impl<B: Blocks> Service for Handler<B> {
     type Body = ResponseBody<B>;
 
     async fn call(&self, conn: &Rc<Conn>, request: Request<RequestBody>) -> Response<ResponseBody<B>> {
-        self.answer(request, conn.slot::<ConnToken>()).await
+        let (parts, mut body) = request.into_parts();
+        let response = self.answer(&parts, &mut body, conn.slot::<ConnToken>()).await;
+        // A refused client may go on sending: whoever stops listening to it takes its answer away (RFC 9112, section 9.6).
+        // One that waits for `100 Continue` sends nothing.
+        if !body.is_end_stream() && conn.protocol == Protocol::Http1 && !parts.headers.contains_key(EXPECT) {
+            glommio::spawn_local(discard(body, DISCARD_BYTES_MAX)).detach();
+        }
+        response
     }
 }
 

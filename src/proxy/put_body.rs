@@ -115,6 +115,25 @@ where
     Ok(Received { frames, digest: digester.finish() })
 }
 
+/// Reads the rest of a refused body, at most `bytes_max`, and keeps nothing of it.
+pub async fn discard<T>(mut body: T, bytes_max: usize)
+where
+    T: Body<Data = Bytes> + Unpin,
+{
+    let (mut discarded, mut turn) = (0usize, 0usize);
+    while let Some(Ok(frame)) = poll_fn(|cx| Pin::new(&mut body).poll_frame(cx)).await {
+        let bytes = frame.data_ref().map_or(0, Bytes::len);
+        (discarded, turn) = (discarded + bytes, turn + bytes);
+        if discarded > bytes_max {
+            return;
+        }
+        if turn >= TURN_BYTES {
+            turn = 0;
+            give_way().await;
+        }
+    }
+}
+
 fn incomplete(received: usize, len_bytes: u32, why: &str) -> Failure {
     Failure::new(Problem::BodyIncomplete, format!("{received} of {len_bytes} bytes arrived: {why}"))
 }

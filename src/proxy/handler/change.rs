@@ -29,7 +29,7 @@ impl<B: Blocks> Handler<B> {
     pub(super) async fn put<T>(
         &self,
         parts: &Parts,
-        body: T,
+        body: &mut T,
         key: BlockKey,
         volume: &VolumeConfig,
         trace: &mut Trace,

@@ -6,7 +6,6 @@
 use std::ops::Range;
 use std::rc::Rc;
 
-use bytes::Bytes;
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
@@ -126,7 +125,7 @@ impl<B: Blocks> Handler<B> {
         trace: &Trace,
     ) -> Result<Answer<B>, ReadError> {
         let len_bytes = u64::from(located.len_bytes);
-        let (known, generation) = (located.etag.clone(), located.generation);
+        let known = located.etag.clone();
         let reader = Rc::new(BlockReader::new(self.blocks.slab(located.shard), located));
         let is_one_piece = reader.piece_count() == 1;
         // A block of one piece has its ETag from its bytes; of a longer one only the piece where the range begins is read.
@@ -145,9 +144,6 @@ impl<B: Blocks> Handler<B> {
         };
         let piece = reader.piece(first_index).await?;
         let etag = known.unwrap_or_else(|| Etag::Digest(piece.digest()));
-        if is_one_piece {
-            self.blocks.offer_memory(key, generation, Bytes::copy_from_slice(&piece), etag.clone());
-        }
         let head = BlockHead { etag, len_bytes, source: Source::Disk };
         let (range, part) = match wanted(parts, &head, Ranges::Served) {
             Ok(Wanted::NotModified) => return Ok(Ok(not_modified(&head, ResponseBody::Empty))),
@@ -158,7 +154,8 @@ impl<B: Blocks> Handler<B> {
         if range.is_empty() {
             return Ok(Ok(block_response(&head, None, ResponseBody::Empty)));
         }
-        let first = FirstPiece { reader, pinned, piece };
+        let copying = if part.is_none() { self.promoter.begin(len_bytes) } else { None };
+        let first = FirstPiece { reader, pinned, piece, copying };
         let meter = self.meter(trace);
         let body = DiskBody::new(self.blocks.clone(), key.clone(), first, head.etag.clone(), range, meter);
         Ok(Ok(block_response(&head, part.as_ref(), ResponseBody::Disk(Box::new(body)))))
