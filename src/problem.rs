@@ -114,6 +114,12 @@ problems! {
     OriginBusy = SERVICE_UNAVAILABLE, "origin-busy", "Too many requests wait for the object store";
     /// The object store answered something else.
     OriginProtocol = BAD_GATEWAY, "origin-protocol", "The object store's answer makes no sense";
+    /// A request that two servers could read differently, or that is no HTTP.
+    BadFraming = BAD_REQUEST, "bad-framing", "The request is malformed";
+    /// More head than `limits.header_bytes` or `limits.header_count`.
+    HeadTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The request's head is too large";
+    /// The head did not arrive within `limits.header_timeout`.
+    RequestTimeout = REQUEST_TIMEOUT, "request-timeout", "The request's head did not arrive in time";
     /// A bug of ours, or a disk that fails reads.
     Internal = INTERNAL_SERVER_ERROR, "internal", "The node failed";
 }

@@ -6,6 +6,8 @@
 //! always comes with one Content-Length, the rule is simple: a head of CRLF lines, then exactly that many bytes.
 //! Called by `stream` on each read of an HTTP/1.1 connection; a [`Violation`] ends the connection with its answer.
 
+use crate::problem::{Problem, TYPE_PREFIX};
+
 /// The largest head, in bytes and in lines.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadLimits {
@@ -42,38 +44,54 @@ pub enum Violation {
 }
 
 impl Violation {
-    /// Status, reason phrase, the problem's short name and its explanation.
+    /// What the client is told, and the explanation.
     #[must_use]
-    pub fn answer(self) -> (u16, &'static str, &'static str, &'static str) {
-        const BAD: (u16, &str, &str) = (400, "Bad Request", "bad-framing");
-        let ((status, phrase, name), detail) = match self {
-            Violation::BareLineEnd => (BAD, "a line of the request's head does not end with CRLF"),
-            Violation::FoldedHeader => (BAD, "a header is folded over several lines"),
-            Violation::TwoLengths => (BAD, "the request has more than one Content-Length"),
-            Violation::BadLength => (BAD, "the Content-Length is not a decimal number"),
-            Violation::LengthAndEncoding => (BAD, "the request has both Content-Length and Transfer-Encoding"),
-            Violation::NoLength => {
-                ((411, "Length Required", "length-required"), "a body must come with a Content-Length, not chunked")
+    pub fn problem(self) -> (Problem, &'static str) {
+        match self {
+            Violation::BareLineEnd => (Problem::BadFraming, "a line of the request's head does not end with CRLF"),
+            Violation::FoldedHeader => (Problem::BadFraming, "a header is folded over several lines"),
+            Violation::TwoLengths => (Problem::BadFraming, "the request has more than one Content-Length"),
+            Violation::BadLength => (Problem::BadFraming, "the Content-Length is not a decimal number"),
+            Violation::LengthAndEncoding => {
+                (Problem::BadFraming, "the request has both Content-Length and Transfer-Encoding")
             }
-            Violation::HeadTooLarge => {
-                ((431, "Request Header Fields Too Large", "head-too-large"), "the request's head is too large")
-            }
-        };
-        (status, phrase, name, detail)
+            Violation::NoLength => (Problem::LengthRequired, "a body must come with a Content-Length, not chunked"),
+            Violation::HeadTooLarge => (Problem::HeadTooLarge, "send fewer or shorter headers"),
+        }
     }
 }
 
 /// A whole answer with problem details (RFC 9457), written outside hyper; the connection ends with it.
-pub(super) fn problem_response(status: u16, phrase: &str, name: &str, detail: &str) -> String {
-    let problem = serde_json::json!({
-        "type": format!("urn:forebay:problem:{name}"), "title": phrase, "status": status, "detail": detail,
-    });
-    let body = problem.to_string();
+pub(super) fn problem_response(problem: Problem, detail: &str) -> String {
+    let status = problem.status();
+    let body = serde_json::json!({
+        "type": format!("{TYPE_PREFIX}{}", problem.slug()),
+        "title": problem.title(),
+        "status": status.as_u16(),
+        "detail": detail,
+    })
+    .to_string();
     format!(
-        "HTTP/1.1 {status} {phrase}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
+        "HTTP/1.1 {status}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\n\
          connection: close\r\n\r\n{body}",
         body.len()
     )
+}
+
+/// The problem to send in place of `head`, if that is hyper's own refusal of a request that it could not parse: a bare 4xx.
+/// Whatever the service answers carries a request id or does not end the connection.
+pub(super) fn instead_of(head: &[u8]) -> Option<Problem> {
+    const BARE_BYTES_MAX: usize = 160;
+    if !head.starts_with(b"HTTP/1.1 4") || head.len() > BARE_BYTES_MAX {
+        return None;
+    }
+    let text = std::str::from_utf8(head).ok()?;
+    let is_bare = text.ends_with("\r\n\r\n")
+        && text.contains("\r\nconnection: close\r\n")
+        && text.contains("\r\ncontent-length: 0\r\n")
+        && !text.contains("x-request-id");
+    let status = text.get(9..12)?;
+    is_bare.then_some(if status == "431" { Problem::HeadTooLarge } else { Problem::BadFraming })
 }
 
 /// Follows one connection's requests.
@@ -263,6 +281,21 @@ mod tests {
         assert_eq!(seen(hidden), Err(Violation::BareLineEnd));
         let inside = "PUT / HTTP/1.1\r\nContent-Length: 24\r\n\r\nGET / HTTP/1.1\nHost: x\r\n";
         assert_eq!(seen(inside), Ok(()));
+    }
+
+    #[test]
+    fn only_bare_refusals_are_replaced() {
+        let bare = "HTTP/1.1 400 Bad Request\r\nconnection: close\r\ncontent-length: 0\r\ndate: x\r\n\r\n";
+        assert_eq!(instead_of(bare.as_bytes()), Some(Problem::BadFraming));
+        assert_eq!(instead_of(bare.replace("400", "431").as_bytes()), Some(Problem::HeadTooLarge));
+        assert_eq!(instead_of(bare.replace("date", "x-request-id").as_bytes()), None);
+        assert_eq!(instead_of(bare.replace("connection: close", "a: b").as_bytes()), None);
+        assert_eq!(instead_of(bare.replace("400", "200").as_bytes()), None);
+        let response = problem_response(Problem::BadFraming, "why");
+        assert!(
+            response.starts_with("HTTP/1.1 400 Bad Request\r\n")
+                && response.contains("urn:forebay:problem:bad-framing")
+        );
     }
 
     #[test]

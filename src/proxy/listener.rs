@@ -30,6 +30,7 @@ use super::framing::{HeadLimits, problem_response};
 use super::heartbeat::Heartbeat;
 use super::stream::{Batches, TlsStream};
 use super::tls::TlsConfig;
+use crate::problem::Problem;
 
 pub use super::exchange::RequestBody;
 pub use super::tls::Protocol;
@@ -190,8 +191,8 @@ async fn serve_http1<S: Service>(
     .await;
     let mut stream = http.into_parts().io;
     if matches!(ended, Ended::Expired(Waiting::Header)) {
-        let detail = "the request's head did not arrive in time";
-        stream.answer_last(&problem_response(408, "Request Timeout", "request-timeout", detail)).await;
+        let detail = "send a request's head without a pause";
+        stream.answer_last(&problem_response(Problem::RequestTimeout, detail)).await;
     }
     if stream.has_refused() || matches!(ended, Ended::Served(Err(_))) {
         first(stream.linger(LINGER_BYTES), glommio::timer::sleep(LINGER)).await;

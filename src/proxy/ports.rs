@@ -5,6 +5,7 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use socket2::{Domain, Socket, Type};
@@ -12,6 +13,9 @@ use socket2::{Domain, Socket, Type};
 use super::boot::Node;
 use super::preflight;
 use crate::config::checked::Config;
+
+/// How long a port that is in use may take to become free.
+const WIND_UP: Duration = Duration::from_secs(3);
 
 /// The node's ports, held from the moment they are known until every core listens, so that nobody else gets them.
 pub(super) struct Ports {
@@ -25,7 +29,7 @@ impl Ports {
         let mut held = Vec::new();
         let mut reserve = |address: SocketAddr| -> anyhow::Result<SocketAddr> {
             if address.port() != 0 {
-                preflight::port(address)?;
+                wait_until_free(address)?;
             }
             let socket = hold(address).with_context(|| format!("binding {address}"))?;
             let bound = socket.local_addr()?.as_socket().context("a TCP socket has an address")?;
@@ -40,6 +44,18 @@ impl Ports {
         let shards = shards.collect::<anyhow::Result<_>>()?;
         Ok(Ports { listen, shards, _held: held })
     }
+}
+
+/// A node that was killed keeps its sockets until the kernel has wound up its rings, some moments after its end.
+fn wait_until_free(address: SocketAddr) -> anyhow::Result<()> {
+    let until = Instant::now() + WIND_UP;
+    while let Err(refusal) = preflight::port(address) {
+        if Instant::now() >= until {
+            return Err(refusal.into());
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 /// A socket that has the address but does not listen: the kernel sends it no connections.

@@ -16,7 +16,7 @@ use forebay_io::ring::Socket;
 use hyper::rt::ReadBufCursor;
 
 use super::deadline::Activity;
-use super::framing::{HeadGuard, HeadLimits, Violation, problem_response};
+use super::framing::{HeadGuard, HeadLimits, Violation, instead_of, problem_response};
 use super::tls::{Plain, Protocol, Tls, TlsConfig};
 
 /// Plaintext that may wait encrypted on any connection.
@@ -154,6 +154,14 @@ impl TlsStream {
         let wanted_bytes: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
             self.take_batch(wanted_bytes);
+            if self.guard.is_some()
+                && let Some(problem) = bufs.first().and_then(|head| instead_of(head))
+            {
+                let response = problem_response(problem, "this is no HTTP/1.1 request");
+                self.refused = true;
+                self.tls.seal(&[IoSlice::new(response.as_bytes())])?;
+                return Poll::Ready(Ok(wanted_bytes));
+            }
             let sealed = self.tls.seal(bufs)?;
             if sealed > 0 || wanted_bytes == 0 {
                 return Poll::Ready(Ok(sealed));
@@ -192,10 +200,10 @@ impl TlsStream {
     /// place for it: then the connection just ends.
     fn refuse(&mut self, cx: &mut Context<'_>, violation: Violation) -> io::Error {
         if self.activity.in_flight.get() == 0 && !self.tls.has_unsent() {
-            let (status, phrase, name, detail) = violation.answer();
-            self.answer_and_close(cx, &problem_response(status, phrase, name, detail));
+            let (problem, detail) = violation.problem();
+            self.answer_and_close(cx, &problem_response(problem, detail));
         }
-        io::Error::new(io::ErrorKind::InvalidData, violation.answer().3)
+        io::Error::new(io::ErrorKind::InvalidData, violation.problem().1)
     }
 
     /// Best effort: what the socket does not take at once is lost with the connection.

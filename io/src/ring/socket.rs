@@ -140,6 +140,8 @@ impl Socket {
         let peer = stream.peer_addr().map_err(io_error)?;
         let socket = Socket { stream, peer };
         socket.set_nodelay()?;
+        // What is left of a connection after this process must not keep the next one from binding its port alone.
+        socket.with_socket(|socket| socket.set_reuse_address(true))?;
         Ok(socket)
     }
 
