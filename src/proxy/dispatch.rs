@@ -21,6 +21,7 @@ use forebay_shard::stats::ShardStats;
 use futures::channel::oneshot;
 
 use crate::mailbox::{Receiver, Refused, Sender, mailbox};
+use crate::proxy::heartbeat::{Heartbeat, InFlight};
 use crate::proxy::report::{self, CoreReport};
 
 /// When to come back after a full mailbox: it empties in milliseconds.
@@ -115,9 +116,9 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
 
     /// Answers the other cores' messages until every sender is gone. Each verb runs as a task of its own, so that a slow
     /// one holds nobody up.
-    pub async fn serve(self: Rc<Self>, mut inbox: Inbox, runtime: R) {
+    pub async fn serve(self: Rc<Self>, mut inbox: Inbox, runtime: R, heartbeat: Rc<Heartbeat>) {
         while let Some(message) = inbox.0.recv().await {
-            self.deliver(message, &runtime);
+            self.deliver(message, &runtime, heartbeat.enter());
         }
     }
 
@@ -326,7 +327,7 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
     }
 
     /// Does what another core asked for.
-    fn deliver(self: &Rc<Self>, message: Message, runtime: &R) {
+    fn deliver(self: &Rc<Self>, message: Message, runtime: &R, in_flight: InFlight) {
         let number = message.shard();
         let shard = self.own[usize::from(number)].as_ref().expect("a message goes to the shard's own core");
         match message {
@@ -342,25 +343,36 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
                     let pinned = pin_of(&got).map(|pin| dispatch.pinned(number, pin));
                     // If nobody waits any more, the pin is given back by being dropped here.
                     drop(answer.send(GotPinned { got, pinned }));
+                    drop(in_flight);
                 });
             }
             Message::Head { key, answer, .. } => {
                 let shard = shard.clone();
-                runtime.spawn(async move { drop(answer.send(shard.head(&key).await)) });
+                runtime.spawn(async move {
+                    drop(answer.send(shard.head(&key).await));
+                    drop(in_flight);
+                });
             }
             Message::Put { put, answer, .. } => {
                 let shard = shard.clone();
-                runtime.spawn(async move { drop(answer.send(shard.put(*put).await)) });
+                runtime.spawn(async move {
+                    drop(answer.send(shard.put(*put).await));
+                    drop(in_flight);
+                });
             }
             Message::Remove { key, removal, answer, .. } => {
                 let shard = shard.clone();
-                runtime.spawn(async move { drop(answer.send(removal.run(&shard, &key).await)) });
+                runtime.spawn(async move {
+                    drop(answer.send(removal.run(&shard, &key).await));
+                    drop(in_flight);
+                });
             }
             Message::Rot { key, generation, answer, .. } => {
                 let shard = shard.clone();
                 runtime.spawn(async move {
                     shard.report_rot(&key, generation).await;
                     let _ = answer.send(());
+                    drop(in_flight);
                 });
             }
         }
@@ -436,5 +448,69 @@ impl Message {
             | Message::Report { shard, .. }
             | Message::Dirty { shard, .. } => *shard,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use forebay_shard::outcome::Got;
+
+    /// How many pins have come back; nothing else may be in the box.
+    fn given_back(inbox: &mut Inbox) -> usize {
+        let mut count = 0;
+        while let Some(message) = futures::FutureExt::now_or_never(inbox.0.recv()) {
+            match message {
+                Some(Message::Unpin { shard: 0, pin: Pin { region: 7 } }) => count += 1,
+                Some(_) => panic!("only pins come back"),
+                None => break,
+            }
+        }
+        count
+    }
+
+    fn hit(routes: &Routes) -> GotPinned {
+        let pinned = Pinned { shard: 0, pin: Pin { region: 7 }, home: routes.cores[0].clone() };
+        GotPinned { got: Got::Absent, pinned: Some(pinned) }
+    }
+
+    #[test]
+    fn i7_a_pin_comes_back_once_whatever_becomes_of_the_answer() {
+        let (routes, mut inboxes) = Routes::new(1, 1, 1);
+        let inbox = &mut inboxes[0];
+        drop(hit(&routes));
+        assert_eq!(given_back(inbox), 1, "the request is done");
+        let (answer, answered) = oneshot::channel();
+        drop(answered);
+        drop(answer.send(hit(&routes)));
+        assert_eq!(given_back(inbox), 1, "nobody waits any more");
+        let (answer, answered) = oneshot::channel();
+        assert!(answer.send(hit(&routes)).is_ok());
+        assert_eq!(given_back(inbox), 0, "the answer is on its way");
+        drop(answered);
+        assert_eq!(given_back(inbox), 1, "it was never received");
+    }
+
+    #[test]
+    fn i7_a_pin_comes_back_through_a_full_box_from_another_thread() {
+        let (routes, mut inboxes) = Routes::new(1, 1, 1);
+        let report = || Message::Report { shard: 0, answer: oneshot::channel().0 };
+        assert!(routes.cores[0].try_send(report()).is_ok());
+        assert!(matches!(routes.cores[0].try_send(report()), Err(Refused::Full(_))));
+        let pins: Vec<_> = (0..100).map(|_| hit(&routes)).collect();
+        std::thread::spawn(move || drop(pins)).join().expect("the other core");
+        let mut count = 0;
+        while let Some(Some(message)) = futures::FutureExt::now_or_never(inboxes[0].0.recv()) {
+            count += usize::from(matches!(message, Message::Unpin { .. }));
+        }
+        assert_eq!(count, 100);
+    }
+
+    #[test]
+    fn shards_are_dealt_round_robin_and_each_to_one_core() {
+        let (routes, _inboxes) = Routes::new(5, 2, 1);
+        let dealt: Vec<Vec<u16>> = (0..2).map(|core| routes.shards_of(core).collect()).collect();
+        assert_eq!(dealt, [vec![0, 2, 4], vec![1, 3]]);
+        assert!((0..5).all(|shard| dealt[routes.core_of(shard)].contains(&shard)));
     }
 }

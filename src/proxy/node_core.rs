@@ -98,14 +98,15 @@ async fn serve_core(start: &CoreStart, inbox: Inbox) -> anyhow::Result<(Rc<NodeD
     }
     let slabs = open_slabs(&disk, config.shards).await?;
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
-    glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime)).detach();
+    let heartbeat = Heartbeat::start(BEAT);
+    glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime, Rc::clone(&heartbeat))).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
     let serving = Rc::new(Serving {
         service: Rc::new(handler(start, &dispatch, &connections)),
         tls: start.tls.clone(),
         heads: HeadLimits { head_bytes_max: config.limits.header_bytes, headers_max: config.limits.header_count },
         http2_streams_max: config.limits.http2_streams,
-        heartbeat: Heartbeat::start(BEAT),
+        heartbeat,
         connections: Rc::clone(&connections),
         batches: Batches::new(batch_bytes(config)),
         core: start.core,
