@@ -2,19 +2,22 @@
 //!
 //! glommio can park with runnable tasks (GLOMMIO.md, trap 1): when the preempt timer fires before any task of a turn has
 //! run, the turn passes for idle. A parked executor still wakes for its earliest timer, so a task that always has one
-//! armed bounds the stall to one beat. It beats fast only while something is in flight, and for a short while after, so
+//! armed bounds the stall to one beat. On a busy machine the beat itself may be among the tasks that the park left runnable,
+//! its timer spent: then nothing would ever wake the executor. So the beat holds a [`Ladder`] of timers, each four times as
+//! long as the one before: to spend them all, the executor would have to park wrongly once on every rung. It beats fast only while something is in flight, and for a short while after, so
 //! that a busy core never finds it disarmed; an idle core still beats [`IDLE_BEAT`], because the first request of all, or
 //! the first message from another core, can be met by the same park. Started by `node_core` and `null`; entered by
 //! `listener` for connections and by `dispatch` for messages. The regression test is `ci/tests/stall.rs`.
 
 use std::cell::{Cell, RefCell};
-use std::future::poll_fn;
-use std::pin::pin;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::select;
+use glommio::timer::Timer;
 
 /// The usual beat. At 1 ms it costs no measurable throughput.
 pub const BEAT: Duration = Duration::from_millis(1);
@@ -25,6 +28,10 @@ pub const IDLE_BEAT: Duration = Duration::from_millis(25);
 /// How many fast beats go on after the last request left: a client with one connection has nothing in flight between its
 /// requests, and arming anew for each of them would leave the gap that the beat is to close.
 const BEATS_AFTER: u32 = 200;
+
+/// The timers of a beat, and how much longer each is than the one before: 1 ms, 4 ms, 16 ms … 16 s.
+const RUNGS: u32 = 8;
+const RUNG_RATIO: u32 = 4;
 
 /// One core's heartbeat.
 pub struct Heartbeat {
@@ -84,15 +91,54 @@ impl Drop for InFlight {
 }
 
 async fn beat(heartbeat: Rc<Heartbeat>, every: Duration) {
+    let (mut busy, mut idle) = (Ladder::new(every), Ladder::new(IDLE_BEAT));
     let mut quiet_beats = 0;
     loop {
         if quiet_beats < BEATS_AFTER {
-            glommio::timer::sleep(every).await;
+            busy.next().await;
         } else {
-            select(pin!(glommio::timer::sleep(IDLE_BEAT)), pin!(first_entry(&heartbeat))).await;
+            select(pin!(idle.next()), pin!(first_entry(&heartbeat))).await;
         }
         heartbeat.beats.set(heartbeat.beats.get() + 1);
         quiet_beats = if heartbeat.in_flight.get() == 0 { BEATS_AFTER.min(quiet_beats + 1) } else { 0 };
+    }
+}
+
+/// Timers of which some are always armed.
+struct Ladder {
+    rungs: Vec<Rung>,
+}
+
+struct Rung {
+    period: Duration,
+    due: Instant,
+    timer: Timer,
+}
+
+impl Ladder {
+    /// A ladder whose first rung is `first` long.
+    fn new(first: Duration) -> Ladder {
+        let periods = (0..RUNGS).map(|rung| first * RUNG_RATIO.pow(rung));
+        let now = Instant::now();
+        Ladder { rungs: periods.map(|period| Rung { period, due: now + period, timer: Timer::new(period) }).collect() }
+    }
+
+    /// Resolves when any rung is due. The first is set anew each time, a longer one when half of it has passed.
+    async fn next(&mut self) {
+        let now = Instant::now();
+        for (number, rung) in self.rungs.iter_mut().enumerate() {
+            if number == 0 || rung.due < now + rung.period / 2 {
+                rung.due = now + rung.period;
+                rung.timer = Timer::new(rung.period);
+            }
+        }
+        poll_fn(|cx| {
+            // Each must be looked at: looking is what arms it.
+            let due =
+                self.rungs.iter_mut().filter_map(|rung| Pin::new(&mut rung.timer).poll(cx).is_ready().then_some(()));
+            if due.count() > 0 { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
     }
 }
 
@@ -111,7 +157,6 @@ async fn first_entry(heartbeat: &Heartbeat) {
 mod tests {
     use super::*;
     use glommio::{LocalExecutorBuilder, Placement};
-    use std::time::Instant;
 
     #[test]
     fn it_beats_fast_while_something_is_in_flight_and_slowly_else() {
