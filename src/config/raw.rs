@@ -121,12 +121,28 @@ pub struct RawStore {
     /// `true`: `endpoint/bucket/key`; `false`: `bucket.endpoint/key`. Default `true`.
     #[serde(default = "yes")]
     pub path_style: bool,
+    /// How keys are written as object names. `plain`: as they are. `portable`: also for stores over a file tree
+    /// (SeaweedFS), which take `a//b`, `a\b` and `a/b` for one object; set it there before the first write.
+    /// Default `plain`.
+    #[serde(default)]
+    pub names: RawNames,
     /// Who signs. Default: the environment, then the profile `default` of `~/.aws/credentials`.
     #[serde(default)]
     pub credentials: RawCredentials,
     /// PEM file of a certificate authority to trust beside the system's. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
+}
+
+/// `names = …`
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RawNames {
+    /// As they are.
+    #[default]
+    Plain,
+    /// Escaped where a file tree would take two keys for one.
+    Portable,
 }
 
 /// `credentials = { … }`: a pair of keys, `env`, a profile, or a file and a profile.

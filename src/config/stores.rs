@@ -11,7 +11,7 @@ use forebay_shard::key::VOLUME_NAME_BYTES_MAX;
 use url::Url;
 
 use crate::config::checked::ConfigError;
-use crate::config::raw::{RawCredentials, RawDirtyFull, RawStore, RawVolume, RawWrite};
+use crate::config::raw::{RawCredentials, RawDirtyFull, RawNames, RawStore, RawVolume, RawWrite};
 use crate::config::units::Size;
 
 /// One bucket of one S3 service.
@@ -27,6 +27,8 @@ pub struct StoreConfig {
     pub bucket: String,
     /// Where the bucket's name stands.
     pub addressing: Addressing,
+    /// How keys are written as object names.
+    pub naming: Naming,
     /// Who signs.
     pub credentials: Credentials,
     /// A further certificate authority, PEM.
@@ -40,6 +42,15 @@ pub enum Addressing {
     Path,
     /// In the host.
     Host,
+}
+
+/// How keys are written as object names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Naming {
+    /// As they are.
+    Plain,
+    /// Escaped where a file tree would take two keys for one.
+    Portable,
 }
 
 /// Who signs requests to a store.
@@ -132,6 +143,10 @@ fn check_store(raw: &RawStore) -> Result<StoreConfig, ConfigError> {
         region: raw.region.clone(),
         bucket: raw.bucket.clone(),
         addressing: if raw.path_style { Addressing::Path } else { Addressing::Host },
+        naming: match raw.names {
+            RawNames::Plain => Naming::Plain,
+            RawNames::Portable => Naming::Portable,
+        },
         credentials,
         ca: raw.ca.clone(),
     })

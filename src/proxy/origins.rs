@@ -1,8 +1,10 @@
 //! The configuration's stores and volumes as the origin pool is told about them. Called by `boot` and `forebay check`.
 
 use crate::config::checked::Config;
-use crate::config::stores::{Addressing, Credentials, StoreConfig, Volume};
-use crate::origin::{AddressStyle, CredentialSource, Keys, OriginPool, StartError, StoreSettings, VolumeSettings};
+use crate::config::stores::{Addressing, Credentials, Naming, StoreConfig, Volume};
+use crate::origin::{
+    AddressStyle, CredentialSource, Keys, NameStyle, OriginPool, StartError, StoreSettings, VolumeSettings,
+};
 
 /// Starts the pool that serves the configuration's stores. Connects to nothing yet.
 ///
@@ -22,6 +24,10 @@ fn store_settings(config: &Config, store: &StoreConfig) -> StoreSettings {
         style: match store.addressing {
             Addressing::Path => AddressStyle::Path,
             Addressing::Host => AddressStyle::VirtualHost,
+        },
+        names: match store.naming {
+            Naming::Plain => NameStyle::Plain,
+            Naming::Portable => NameStyle::Portable,
         },
         ca: store.ca.clone(),
         concurrency: limits.origin_concurrency,
