@@ -197,7 +197,10 @@ async fn answer(
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let request_bytes = content_length(request.headers());
-    let response = service.call(request.map(s3s::Body::from)).await?;
+    // A task of its own: a client that goes away (a proxy that is killed) cuts the body, never the server's own steps
+    // between an object and its metadata.
+    let call = tokio::spawn(async move { service.call(request.map(s3s::Body::from)).await });
+    let response = call.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     let uploads = method == Method::PUT || method == Method::POST;
     let bytes = if uploads { request_bytes } else { content_length(response.headers()) };
     log.add(AccessEntry::new(method, &path, response.status(), bytes));
