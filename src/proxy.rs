@@ -22,6 +22,7 @@ pub mod listener;
 pub mod metrics;
 pub mod node_core;
 pub mod node_file;
+pub mod nudge;
 pub mod null;
 pub mod openmetrics;
 pub mod origins;

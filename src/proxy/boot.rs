@@ -20,6 +20,7 @@ use super::executor::{self, ExecutorOptions};
 use super::handler::{Readiness, Stage};
 use super::node_core::{CoreStart, core_main, seed};
 use super::node_file::NodeDisk;
+use super::nudge::Nudge;
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
@@ -119,6 +120,7 @@ fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
     let runtime_seed = seed()?;
     let identities: Vec<_> = (0..config.shards).map(|shard| disk.identity(shard)).collect();
     let formatting = executor::start(&options, move || async move {
+        let _nudge = Nudge::start().await?;
         let ring = RingDisk::open(&path, FORMAT_ARENA).await?;
         let runtime = RingRuntime::new(runtime_seed);
         for identity in &identities {

@@ -25,6 +25,7 @@ use super::handler::{Handler, HandlerSettings};
 use super::heartbeat::{BEAT, Heartbeat};
 use super::listener::{self, Serving};
 use super::metrics::CoreMetrics;
+use super::nudge::Nudge;
 use super::report;
 use super::stream::Batches;
 use super::tls::TlsConfig;
@@ -57,7 +58,11 @@ pub(super) fn core_main(
     let ended = Ended { core: start.core, events };
     async move {
         let _ended = ended;
-        let outcome = serve_core(&start, inbox).await;
+        let nudge = Nudge::start().await;
+        let outcome = match &nudge {
+            Ok(_) => serve_core(&start, inbox).await,
+            Err(error) => Err(anyhow::anyhow!("{error:#}")),
+        };
         let (outcome, parts) = match outcome {
             Ok(parts) => (Ok(()), Some(parts)),
             Err(error) => (Err(error), None),
