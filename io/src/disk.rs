@@ -1,16 +1,8 @@
 //! The port to one disk, and its written contract.
 //!
-//! # Contract (tested by `tests/contract.rs` on the ring and on the simulator)
-//! - Offsets and lengths are multiples of [`SECTOR_BYTES`]; anything else is a bug of the
-//!   caller and panics before it reaches the device; so do a write through a read-only handle and one past the end.
-//! - `read` returns exactly `len` bytes or an error: a short transfer is retried for the rest or reported, never
-//!   passed on. Bytes never written read as anything.
-//! - `write` resolves when the device has accepted the whole buffer; it may still be volatile. Dropping the future
-//!   does not cancel the write and does not free its buffer: it may land later, whole.
-//! - A write that was not synced may after a crash be there, be missing, or be torn at any 512-byte boundary.
-//! - `sync` resolves when every write of this file that had resolved before it was called is on stable storage. If it
-//!   fails, those writes are in doubt for ever: a later success proves nothing about them.
-//! - Reads and writes of one byte range may overlap in time only if the caller does not care what the read sees.
+//! Offsets and lengths are multiples of [`SECTOR_BYTES`]; anything else is a bug of the caller and panics before it
+//! reaches the device, as does a write through a read-only handle or past the end. What each verb promises stands at the
+//! verb; `tests/contract.rs` holds the ring and the simulator to it. Called by the store and by `shard`'s reader.
 
 use std::future::Future;
 
@@ -51,12 +43,15 @@ pub trait Disk: Clone + 'static {
 pub trait DiskFile: Clone + 'static {
     /// Its size in bytes.
     fn len_bytes(&self) -> u64;
-    /// Reads `len` bytes at `at`; waits until the arena has room.
+    /// Reads exactly `len` bytes at `at`; waits until the arena has room. A short transfer is retried for the rest or
+    /// reported, never passed on. Bytes never written read as anything; so does a range that is being written.
     fn read(&self, at: u64, len: usize) -> impl Future<Output = Result<ReadBuf, IoError>>;
-    /// Writes the whole buffer at `at`. It begins at the call, not at the first poll; the future may be dropped; the
-    /// write goes on.
+    /// Writes the whole buffer at `at`; resolves when the device has accepted it, which may still be volatile: until it
+    /// is synced, a crash may leave it there, missing, or torn at any 512-byte boundary. It begins at the call, not at
+    /// the first poll. Dropping the future neither cancels the write nor frees its buffer: it may land later, whole.
     fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static;
-    /// fdatasync, begun at the call.
+    /// fdatasync, begun at the call: resolves when every write of this file that had resolved before is on stable
+    /// storage. If it fails, those writes are in doubt for ever: a later success proves nothing about them.
     fn sync(&self) -> impl Future<Output = Result<(), IoError>> + 'static;
 }
 

@@ -1,4 +1,6 @@
 //! What can go wrong between a core and its disk: one enum, each variant saying whose fault and whether to retry.
+//!
+//! Made by `ring` (from the kernel's answers), `sim` (from its faults), `frame` and `superblock`; handled by the store.
 
 use std::io;
 

@@ -1,5 +1,6 @@
 //! What only the ring can do: refuse a file system without direct I/O, and serve sockets. One executor per test, on
-//! loopback, against clients that are plain threads.
+//! loopback, against clients that are plain threads. What ring and simulator
+//! share is in `contract.rs`.
 
 #![allow(clippy::unwrap_used)]
 

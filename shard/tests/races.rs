@@ -31,6 +31,19 @@ fn condition(put: Put, condition: Condition) -> Put {
     Put { condition, ..put }
 }
 
+/// Implemented twice for what is `Send`, so that naming it for such a type does not compile.
+trait StaysOnItsCore<A> {
+    fn holds() {}
+}
+impl<T: ?Sized> StaysOnItsCore<()> for T {}
+impl<T: ?Sized + Send> StaysOnItsCore<u8> for T {}
+
+#[test]
+fn i12_a_shard_can_not_be_sent_to_another_core() {
+    // This fails to compile, rather than to run, if a shard ever becomes `Send`.
+    <node::SimShard as StaysOnItsCore<_>>::holds();
+}
+
 #[test]
 fn i6_a_delete_a_put_and_a_purge_each_outrun_the_fill_that_began_before() {
     for act in ["delete", "purge", "delete and put"] {

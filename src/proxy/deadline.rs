@@ -9,6 +9,8 @@ use std::cell::{Cell, RefCell};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
+use crate::proxy::tls::Protocol;
+
 /// How often deadlines are looked at; they are late by at most this.
 pub const SWEEP: Duration = Duration::from_millis(100);
 
@@ -132,9 +134,9 @@ impl Activity {
     }
 
     /// The handshake is done. A multiplexed connection's reads tell nothing about heads.
-    pub(super) fn establish(&self, multiplexed: bool) {
+    pub(super) fn establish(&self, protocol: Protocol) {
         self.established.set(true);
-        self.multiplexed.set(multiplexed);
+        self.multiplexed.set(protocol == Protocol::Http2);
     }
 
     pub(super) fn request_began(&self) {
@@ -270,7 +272,7 @@ mod tests {
 
     fn established() -> Activity {
         let activity = Activity::new(at(0));
-        activity.establish(false);
+        activity.establish(Protocol::Http1);
         activity
     }
 
@@ -325,7 +327,7 @@ mod tests {
     #[test]
     fn a_ping_on_a_multiplexed_connection_is_no_head() {
         let activity = Activity::new(at(0));
-        activity.establish(true);
+        activity.establish(Protocol::Http2);
         activity.read_bytes.set(7);
         assert_eq!(expires(&activity, 0), Some((3, Waiting::Idle)));
     }

@@ -145,7 +145,7 @@ async fn connection<S: Service>(socket: Socket, registered: Registered, serving:
             First::Right(waiting) => return Ok(Some(waiting)),
         };
         drop(in_flight);
-        activity.establish(protocol == Protocol::Http2);
+        activity.establish(protocol);
         let conn =
             Rc::new(Conn { peer, protocol, core: serving.core, activity: Rc::clone(activity), slot: OnceCell::new() });
         match protocol {

@@ -1,4 +1,6 @@
-//! The configuration's stores and volumes as the origin pool is told about them. Called by `boot` and `forebay check`.
+//! The configuration's stores and volumes as the origin pool is told about them. Called by `boot`.
+//!
+//! The configuration does not know the pool's types, nor the pool the configuration's: this file is where they meet.
 
 use crate::config::checked::Config;
 use crate::config::stores::{Addressing, Credentials, Naming, StoreConfig, Volume};

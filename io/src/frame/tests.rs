@@ -1,5 +1,6 @@
 //! Tests of frames: the layout as drawn, each reason for rejection, chains, and bytes of every kind that must not
-//! panic.
+//! panic. What a damaged frame may cost is the store's business; here each damage is only told from
+//! every other.
 
 #![allow(clippy::unwrap_used)]
 

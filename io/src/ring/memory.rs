@@ -1,5 +1,6 @@
 //! Memory of the ring's registered arena, as [`buffer`](crate::buffer) holds it. Made by `ring::file` and `ring` only;
 //! it hides glommio's buffer types from everything else.
+//! Its bytes go back to the arena when the last view is dropped, and only then does the arena's semaphore say so.
 
 use std::rc::Rc;
 

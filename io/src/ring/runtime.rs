@@ -1,5 +1,6 @@
 //! Time, tasks and randomness of a glommio executor: what a shard gets in a real server. One per executor; clones are
-//! the same.
+//! the same. Made by `proxy/node_core` beside the ring;
+//! tasks run in the task queue that spawned them (I12).
 
 use std::cell::RefCell;
 use std::future::Future;
