@@ -107,7 +107,8 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
         assert_eq!(slabs.len(), usize::from(routes.shard_count), "one slab per shard");
         let mut own: Vec<Option<Shard<D, O, R>>> = (0..routes.shard_count).map(|_| None).collect();
         for (number, shard) in shards {
-            assert_eq!(routes.core_of(number), core, "I12: a shard lives on the core it is dealt to");
+            let dealt_to = routes.core_of(number);
+            assert_eq!(dealt_to, core, "I12: a shard lives on the core it is dealt to");
             own[usize::from(number)] = Some(shard);
         }
         let zero = || Cell::new(0);
