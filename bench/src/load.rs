@@ -49,7 +49,7 @@ pub enum Pace {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub enum Waiting {
     /// It looks again at once. A server's send then wakes nobody, so that its cost is its own: waking a sleeping core of a
-    /// virtual machine costs the server some 4 µs per response. Takes a whole core.
+    /// virtual machine costs the server some 7 µs per response. Takes a whole core.
     Poll,
     /// It sleeps until something comes, as most clients do.
     Sleep,
