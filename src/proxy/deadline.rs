@@ -2,7 +2,7 @@
 //!
 //! hyper's own timers need `Send`, glommio's read timeouts misfire (GLOMMIO.md, trap 6), and a timer per request would
 //! cost more than the request. So each connection keeps plain counters ([`Activity`]), which `stream`, `listener` and
-//! the bodies update for nothing, and one [`sweep`] task per core looks at them every [`SWEEP`]: a connection that waited
+//! the bodies update for nothing, and one sweeping task per core looks at them every [`SWEEP`]: a connection that waited
 //! too long for its client is told to end. Waiting for us (the disk, the origin) is never the client's fault.
 
 use std::cell::{Cell, RefCell};
