@@ -25,7 +25,7 @@ use super::handler::{Handler, HandlerSettings};
 use super::heartbeat::{BEAT, Heartbeat};
 use super::listener::{self, Serving};
 use super::metrics::CoreMetrics;
-use super::nudge::Nudge;
+use super::nudge::{Nudge, Pace};
 use super::report;
 use super::stream::Batches;
 use super::tls::TlsConfig;
@@ -60,7 +60,7 @@ pub(super) fn core_main(
         let _ended = ended;
         let nudge = Nudge::start().await;
         let outcome = match &nudge {
-            Ok(_) => serve_core(&start, inbox).await,
+            Ok(nudge) => serve_core(&start, inbox, nudge.pace()).await,
             Err(error) => Err(anyhow::anyhow!("{error:#}")),
         };
         let (outcome, parts) = match outcome {
@@ -89,7 +89,11 @@ impl Drop for Ended {
 }
 
 /// Opens the core's shards, answers other cores, listens.
-async fn serve_core(start: &CoreStart, inbox: Inbox) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
+async fn serve_core(
+    start: &CoreStart,
+    inbox: Inbox,
+    pace: Pace,
+) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
     let (node, config) = (&start.node, &start.node.config);
     let disk = RingDisk::open(&config.disk.path, start.arena).await?;
     let runtime = RingRuntime::new(seed()?);
@@ -103,7 +107,7 @@ async fn serve_core(start: &CoreStart, inbox: Inbox) -> anyhow::Result<(Rc<NodeD
     }
     let slabs = open_slabs(&disk, config.shards).await?;
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
-    let heartbeat = Heartbeat::start(BEAT);
+    let heartbeat = Heartbeat::start(BEAT, pace);
     glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime, Rc::clone(&heartbeat))).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
     let serving = Rc::new(Serving {

@@ -26,6 +26,7 @@ use super::executor::{self, ExecutorOptions};
 use super::framing::HeadLimits;
 use super::heartbeat::{BEAT, Heartbeat};
 use super::listener::{self, Conn, RequestBody, Service, Serving};
+use super::nudge::{Nudge, Speed};
 use super::stream::Batches;
 use super::tls::TlsConfig;
 
@@ -94,6 +95,10 @@ impl NullServer {
         let mut executor_options = ExecutorOptions::new(options.cpu);
         executor_options.name = "forebay-null".to_owned();
         let executor = executor::start(&executor_options, move || async move {
+            let nudge = Nudge::start().await?;
+            if options.beat.is_zero() {
+                nudge.pace().set(Speed::Idle);
+            }
             let connections = Connections::new(options.connections_max, options.deadlines);
             let bound = Listener::bind(options.listen)
                 .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
@@ -110,7 +115,7 @@ impl NullServer {
                 tls,
                 heads: HeadLimits::default(),
                 http2_streams_max: 64,
-                heartbeat: Heartbeat::start(options.beat),
+                heartbeat: Heartbeat::start(options.beat, nudge.pace()),
                 connections: Rc::clone(&connections),
                 batches: Batches::new(BATCH_BYTES),
                 core: 0,
