@@ -15,6 +15,7 @@ pub mod dispatch;
 pub mod drain;
 pub mod exchange;
 pub mod executor;
+pub mod first_poll;
 pub mod framing;
 pub mod handler;
 pub mod heartbeat;

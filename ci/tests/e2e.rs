@@ -388,7 +388,7 @@ fn it_ends_by_itself_with_stdin_closed_and_its_proxies_end_with_it_in_any_case()
     assert!(output.status.success(), "{said}\n{}", String::from_utf8_lossy(&output.stderr));
     assert!(said.contains("curl --cacert") && said.contains("stopped"), "{said}");
 
-    let running = Running::start(&directory);
+    let running = Running::start_command(&directory, dev(&directory.path));
     let pids: Vec<u32> = running.summary.proxies.iter().map(|proxy| proxy.pid).collect();
     running.kill_supervisor();
     wait_until("the proxies to follow their supervisor", || !pids.iter().any(|&pid| alive(pid)));

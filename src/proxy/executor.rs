@@ -5,11 +5,15 @@
 //! latency of a busy core (trap 2), and the arena must be large enough never to overflow (trap 4).
 
 use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::Context;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::warn;
+
+use super::first_poll;
 
 /// How often a busy executor looks at its ring for messages from other threads and timers.
 pub const PREEMPT: Duration = Duration::from_micros(500);
@@ -79,11 +83,18 @@ where
         warn!(cpu = options.cpu, "this process may not run on the processor: its executor runs unpinned");
         Placement::Unbound
     };
-    options
+    let polled = Arc::new(AtomicBool::new(false));
+    let polls = Arc::clone(&polled);
+    let handle = options
         .builder(placement)
-        .spawn(main)
+        .spawn(move || async move {
+            polls.store(true, Ordering::Release);
+            main().await
+        })
         .map_err(|error| anyhow::anyhow!("{error}"))
-        .with_context(|| format!("starting the executor of processor {}", options.cpu))
+        .with_context(|| format!("starting the executor of processor {}", options.cpu))?;
+    first_poll::until_first_poll(&options.name, &polled)?;
+    Ok(handle)
 }
 
 /// The processors that this process may run on, in order.
