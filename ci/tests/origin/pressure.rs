@@ -34,8 +34,10 @@ fn a_full_queue_is_busy_at_once() {
     let error = futures::executor::block_on(handle.head(&key)).unwrap_err();
     assert!(error.kind == OriginErrorKind::Busy && error.detail.contains("origin_queue"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(1));
-    // Who leaves makes room: running requests are cut, waiting ones thrown away.
-    drop((running, waiting));
+    // Who leaves makes room: waiting requests are thrown away, running ones cut. In this order: else a waiting one may
+    // begin in the place of a running one before it is dropped too.
+    drop(waiting);
+    drop(running);
     until("the store sees both leave", || server.left() == 2);
     until("nothing runs or waits", || {
         let stats = &handle.stats()[0];
