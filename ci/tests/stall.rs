@@ -1,4 +1,4 @@
-//! The regression test of heartbeat and nudge (GLOMMIO.md, trap 1): while a request is in flight, the executor never sleeps
+//! The regression test of heartbeat and nudge (ARCHITECTURE.md, trap 1): while a request is in flight, the executor never sleeps
 //! through its heartbeats.
 //!
 //! Four clients ask for 4 KiB over and over, the load at which glommio parks with runnable tasks most often. Beside the

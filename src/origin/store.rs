@@ -1,4 +1,4 @@
-//! Storing: a conditional PUT whose outcome is known in the end, or an error (DESIGN promise 8).
+//! Storing: a conditional PUT whose outcome is known in the end, or an error (promise 8 in ARCHITECTURE.md).
 //!
 //! Every attempt carries `If-None-Match: *`, so no attempt, however late it arrives, overwrites anything. After a
 //! failed condition, a timeout, a reset or a 5xx, HEAD settles what is there: our digest and length: done; other

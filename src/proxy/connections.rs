@@ -1,7 +1,7 @@
 //! The open connections of one core: how many, how long they may wait, and how they are told to end.
 //!
 //! `listener` registers each connection here; one sweep task per core checks their deadlines while there are any; `drain`
-//! tells them to finish. The cap bounds memory (DESIGN.md §4.5): a connection beyond it is closed at once, which costs
+//! tells them to finish. The cap bounds memory (promise 5 in ARCHITECTURE.md): a connection beyond it is closed at once, which costs
 //! less than a handshake.
 
 use std::cell::{Cell, RefCell};

@@ -1,7 +1,7 @@
 //! One pinned glommio executor per core: threads, their placement and the figures they run with.
 //!
 //! Called by `boot` (one per configured core) and by `null`. Everything of a core (shards, listeners, connections) runs
-//! on its executor's one thread (I12). The defaults and their reasons are in GLOMMIO.md: the preempt timer is the wake
+//! on its executor's one thread (I12). The defaults and their reasons are in ARCHITECTURE.md: the preempt timer is the wake
 //! latency of a busy core (trap 2), and the arena must be large enough never to overflow (trap 4).
 
 use std::future::Future;

@@ -1,6 +1,6 @@
 //! Sees to it that an executor begins: interrupts its thread until its first future was polled.
 //!
-//! glommio can park with runnable tasks (GLOMMIO.md, trap 1), and the very first turn may be the one that is lost. Then there
+//! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1), and the very first turn may be the one that is lost. Then there
 //! is neither a timer nor a waker, so neither `heartbeat` nor `nudge` can help: on a busy machine one start in twenty hung
 //! for ever. A signal makes the kernel's wait return, and the executor takes another turn. Called by `executor` for each
 //! thread it starts; usually the first look finds the future polled and no signal is sent.

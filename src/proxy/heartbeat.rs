@@ -1,6 +1,6 @@
 //! The heartbeat of one core: a timer that bounds how long the executor can sleep while requests are in flight.
 //!
-//! glommio can park with runnable tasks (GLOMMIO.md, trap 1): when the preempt timer fires before any task of a turn has
+//! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1): when the preempt timer fires before any task of a turn has
 //! run, the turn passes for idle. A parked executor still wakes for its earliest timer, so a task that always has one
 //! armed bounds the stall to one beat. On a busy machine the beat itself may be among the tasks that the park left runnable,
 //! its timer spent: then the [`Nudge`] from outside ends the park, at the pace that is set here. Both are fast only while

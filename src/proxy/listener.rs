@@ -35,7 +35,7 @@ use crate::problem::Problem;
 pub use super::exchange::RequestBody;
 pub use super::tls::Protocol;
 
-/// hyper's read buffer: large enough for a head, small enough for DESIGN.md §4.5.
+/// hyper's read buffer: large enough for a head, small enough for promise 5 in ARCHITECTURE.md.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 /// HTTP/2: what a client may send ahead per request, and per connection.
 const STREAM_WINDOW_BYTES: u32 = 256 << 10;

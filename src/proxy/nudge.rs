@@ -1,6 +1,6 @@
 //! A thread that wakes an executor from outside.
 //!
-//! glommio can park with runnable tasks (GLOMMIO.md, trap 1), and a heartbeat of its own can be among them: when the
+//! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1), and a heartbeat of its own can be among them: when the
 //! beat's timer has fired and the turn ends before the beat's task has run, no timer is armed and nothing would ever wake
 //! the executor again. On a busy machine that was one start in ten, for ever. A wake from another thread goes through the
 //! executor's eventfd and always ends the park. Held by the first future of an executor (`boot`, `node_core`, `null`) as long

@@ -2,7 +2,7 @@
 //!
 //! Thin on purpose: plaintext goes from hyper's vectored write straight into rustls, whole batches of records leave by
 //! one `sendmsg`, and reads go straight into rustls's buffer (×1.9–2.1 on large bodies against stock adapters,
-//! GLOMMIO.md). Memory: idle or slow, a connection holds at most [`UNSENT_BYTES_SLOW`] encrypted; up to
+//! ARCHITECTURE.md). Memory: idle or slow, a connection holds at most [`UNSENT_BYTES_SLOW`] encrypted; up to
 //! [`UNSENT_BYTES_FAST`] while the core's [`Batches`] have room, given back when drained. A transport that ends without
 //! the peer's goodbye is an error (a body may have been cut off). Created by `listener`.
 

@@ -1,6 +1,6 @@
 //! The server's side of TLS: the one file of the proxy that configures rustls, and the thin connection over it.
 //!
-//! TLS 1.3 only, aws-lc-rs (GLOMMIO.md: *ring* halves bulk throughput), AES-128-GCM first, HTTP/1.1 before HTTP/2 by
+//! TLS 1.3 only, aws-lc-rs (ARCHITECTURE.md, trap 5: *ring* halves bulk throughput), AES-128-GCM first, HTTP/1.1 before HTTP/2 by
 //! ALPN (HTTP/2 costs twice the CPU), stateless session tickets. Built once by `boot` or `null`, shared by all cores;
 //! `stream` drives one [`Tls`] per connection.
 

@@ -1,4 +1,4 @@
-//! Stores whose outcome is unknown: settled by HEAD, repeated only under the condition (DESIGN promise 8).
+//! Stores whose outcome is unknown: settled by HEAD, repeated only under the condition (promise 8 in ARCHITECTURE.md).
 //!
 //! The store is played by `raw_server`, which checks that every PUT carries `If-None-Match: *`.
 //! What counts is the outcome and the order of the requests.
