@@ -30,7 +30,7 @@ pub enum NameStyle {
 /// The object's name for `key`.
 ///
 /// # Errors
-/// [`NameTooLong`]: more than [`NAME_BYTES_MAX`] bytes.
+/// [`NameTooLong`]: more than 1,024 bytes.
 pub fn object_name(style: NameStyle, prefix: &str, key: &str) -> Result<String, NameTooLong> {
     let plain = format!("{prefix}{key}");
     let segments = plain.split('/');

@@ -1,7 +1,7 @@
 //! Deadlines of connections: who is being waited for, since when, and for how long that is all right.
 //!
 //! hyper's own timers need `Send`, glommio's read timeouts misfire (ARCHITECTURE.md, trap 6), and a timer per request would
-//! cost more than the request. So each connection keeps plain counters ([`Activity`]), which `stream`, `listener` and
+//! cost more than the request. So each connection keeps plain counters (`Activity`), which `stream`, `listener` and
 //! the bodies update for nothing, and one sweeping task per core looks at them every [`SWEEP`]: a connection that waited
 //! too long for its client is told to end. Waiting for us (the disk, the origin) is never the client's fault.
 

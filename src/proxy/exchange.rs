@@ -1,7 +1,7 @@
 //! Bodies as the listener hands them out and takes them back: they tell the connection's deadlines whom is waited for.
 //!
 //! A [`RequestBody`] that somebody awaits is the client's to send; an answer's frame that hyper has not gone on from is the
-//! client's to take; everything else is ours. An [`AnswerBody`] also marks its request as in flight until it is dropped,
+//! client's to take; everything else is ours. An `AnswerBody` also marks its request as in flight until it is dropped,
 //! for the heartbeat and for drains. Made by `listener` only.
 
 use std::pin::Pin;

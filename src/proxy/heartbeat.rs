@@ -3,7 +3,7 @@
 //! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1): when the preempt timer fires before any task of a turn has
 //! run, the turn passes for idle. A parked executor still wakes for its earliest timer, so a task that always has one
 //! armed bounds the stall to one beat. On a busy machine the beat itself may be among the tasks that the park left runnable,
-//! its timer spent: then the [`Nudge`] from outside ends the park, at the pace that is set here. Both are fast only while
+//! its timer spent: then the `nudge` from outside ends the park, at the pace that is set here. Both are fast only while
 //! something is in flight, and for a short while after, so that a busy core never finds them slow and an idle one rests.
 //! Started by `node_core` and `null`; entered by `listener` for connections and by `dispatch` for messages. The
 //! regression test is `ci/tests/stall.rs`.

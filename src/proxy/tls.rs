@@ -2,7 +2,7 @@
 //!
 //! TLS 1.3 only, aws-lc-rs (ARCHITECTURE.md, trap 5: *ring* halves bulk throughput), AES-128-GCM first, HTTP/1.1 before HTTP/2 by
 //! ALPN (HTTP/2 costs twice the CPU), stateless session tickets. Built once by `boot` or `null`, shared by all cores;
-//! `stream` drives one [`Tls`] per connection.
+//! `stream` drives one `Tls` per connection.
 
 use std::io::{self, BufRead, IoSlice, Read, Write};
 use std::path::Path;
