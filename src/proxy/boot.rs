@@ -20,7 +20,6 @@ use super::executor::{self, ExecutorOptions};
 use super::handler::{Readiness, Stage};
 use super::node_core::{CoreStart, core_main, seed};
 use super::node_file::NodeDisk;
-use super::nudge::Nudge;
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
@@ -119,8 +118,8 @@ fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
     let path = config.disk.path.clone();
     let runtime_seed = seed()?;
     let identities: Vec<_> = (0..config.shards).map(|shard| disk.identity(shard)).collect();
-    let formatting = executor::start(&options, move || async move {
-        let _nudge = Nudge::start().await?;
+    let formatting = executor::start(&options, move |heartbeat| async move {
+        let _formatting = heartbeat.enter();
         let ring = RingDisk::open(&path, FORMAT_ARENA).await?;
         let runtime = RingRuntime::new(runtime_seed);
         for identity in &identities {
@@ -155,7 +154,7 @@ fn start_cores(
         let start =
             CoreStart { core, node: Arc::clone(node), tls: tls.clone(), arena, identities, routes: routes.clone() };
         let (started, events) = (started.clone(), events.clone());
-        executor::start(&options, move || core_main(start, inbox, controlled, started, events))?;
+        executor::start(&options, move |heartbeat| core_main(start, heartbeat, inbox, controlled, started, events))?;
     }
     drop(started);
     for _ in 0..controls.len() {

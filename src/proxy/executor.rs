@@ -5,15 +5,17 @@
 //! latency of a busy core (trap 2), and the arena must be large enough never to overflow (trap 4).
 
 use std::future::Future;
+use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use anyhow::Context;
 use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
 use tracing::warn;
 
-use super::first_poll;
+use super::first_beat;
+use super::heartbeat::{BEAT, Heartbeat};
 
 /// How often a busy executor looks at its ring for messages from other threads and timers.
 pub const PREEMPT: Duration = Duration::from_micros(500);
@@ -40,6 +42,8 @@ pub struct ExecutorOptions {
     pub preempt: Duration,
     /// See [`SPIN_BEFORE_PARK`].
     pub spin_before_park: Duration,
+    /// See [`BEAT`].
+    pub beat: Duration,
 }
 
 impl ExecutorOptions {
@@ -53,6 +57,7 @@ impl ExecutorOptions {
             ring_depth: 1024,
             preempt: PREEMPT,
             spin_before_park: SPIN_BEFORE_PARK,
+            beat: BEAT,
         }
     }
 
@@ -66,14 +71,14 @@ impl ExecutorOptions {
     }
 }
 
-/// Starts a thread with an executor that runs the future `main` makes there. If the processor is not this process's to
-/// use, the thread runs unpinned and says so.
+/// Starts a thread with an executor that runs the future `main` makes there, given the heartbeat that keeps it awake. If the
+/// processor is not this process's to use, the thread runs unpinned and says so. Returns when the heart has begun to beat.
 ///
 /// # Errors
 /// The kernel refused the ring or the arena (io_uring disabled, memlock too small).
 pub fn start<G, F, T>(options: &ExecutorOptions, main: G) -> anyhow::Result<ExecutorJoinHandle<T>>
 where
-    G: FnOnce() -> F + Send + 'static,
+    G: FnOnce(Rc<Heartbeat>) -> F + Send + 'static,
     F: Future<Output = T> + 'static,
     T: Send + 'static,
 {
@@ -83,17 +88,14 @@ where
         warn!(cpu = options.cpu, "this process may not run on the processor: its executor runs unpinned");
         Placement::Unbound
     };
-    let polled = Arc::new(AtomicBool::new(false));
-    let polls = Arc::clone(&polled);
+    let has_begun = Arc::new(AtomicBool::new(false));
+    let (begins, beat) = (Arc::clone(&has_begun), options.beat);
     let handle = options
         .builder(placement)
-        .spawn(move || async move {
-            polls.store(true, Ordering::Release);
-            main().await
-        })
+        .spawn(move || async move { main(Heartbeat::start(beat, begins)).await })
         .map_err(|error| anyhow::anyhow!("{error}"))
         .with_context(|| format!("starting the executor of processor {}", options.cpu))?;
-    first_poll::until_first_poll(&options.name, &polled)?;
+    first_beat::until_first_beat(&options.name, &has_begun)?;
     Ok(handle)
 }
 
@@ -129,13 +131,13 @@ mod tests {
     fn an_executor_runs_on_its_processor() {
         let cpu = *usable_cpus().last().expect("a process runs somewhere");
         let ran_on =
-            start(&ExecutorOptions::new(cpu), || async { usable_cpus() }).expect("it starts").join().expect("it ends");
+            start(&ExecutorOptions::new(cpu), |_| async { usable_cpus() }).expect("it starts").join().expect("it ends");
         assert_eq!(ran_on, vec![cpu]);
     }
 
     #[test]
     fn a_processor_that_is_not_there_leaves_the_executor_unpinned() {
-        let ran_on = start(&ExecutorOptions::new(1_000), || async { usable_cpus() })
+        let ran_on = start(&ExecutorOptions::new(1_000), |_| async { usable_cpus() })
             .expect("it starts")
             .join()
             .expect("it ends");

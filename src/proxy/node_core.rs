@@ -22,10 +22,9 @@ use super::dispatch::{Dispatch, Inbox, Routes};
 use super::drain::{Control, Event};
 use super::framing::HeadLimits;
 use super::handler::{Handler, HandlerSettings};
-use super::heartbeat::{BEAT, Heartbeat};
+use super::heartbeat::Heartbeat;
 use super::listener::{self, Serving};
 use super::metrics::CoreMetrics;
-use super::nudge::{Nudge, Pace};
 use super::report;
 use super::stream::Batches;
 use super::tls::TlsConfig;
@@ -50,6 +49,7 @@ pub(super) struct CoreStart {
 /// One core's life.
 pub(super) fn core_main(
     start: CoreStart,
+    heartbeat: Rc<Heartbeat>,
     inbox: Inbox,
     controls: Receiver<Control>,
     started: mpsc::Sender<(usize, anyhow::Result<()>)>,
@@ -58,18 +58,14 @@ pub(super) fn core_main(
     let ended = Ended { core: start.core, events };
     async move {
         let _ended = ended;
-        let nudge = Nudge::start().await;
-        let outcome = match &nudge {
-            Ok(nudge) => serve_core(&start, inbox, nudge.pace()).await,
-            Err(error) => Err(anyhow::anyhow!("{error:#}")),
-        };
-        let (outcome, parts) = match outcome {
+        let starting = heartbeat.enter();
+        let (outcome, parts) = match serve_core(&start, inbox, heartbeat).await {
             Ok(parts) => (Ok(()), Some(parts)),
             Err(error) => (Err(error), None),
         };
         // The main thread may have given up on another core's failure.
         let _ = started.send((start.core, outcome));
-        drop(started);
+        drop((started, starting));
         if let Some((dispatch, connections)) = parts {
             obey(controls, &dispatch, &connections).await;
         }
@@ -92,7 +88,7 @@ impl Drop for Ended {
 async fn serve_core(
     start: &CoreStart,
     inbox: Inbox,
-    pace: Pace,
+    heartbeat: Rc<Heartbeat>,
 ) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
     let (node, config) = (&start.node, &start.node.config);
     let disk = RingDisk::open(&config.disk.path, start.arena).await?;
@@ -107,7 +103,6 @@ async fn serve_core(
     }
     let slabs = open_slabs(&disk, config.shards).await?;
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
-    let heartbeat = Heartbeat::start(BEAT, pace);
     glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime, Rc::clone(&heartbeat))).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
     let serving = Rc::new(Serving {

@@ -24,9 +24,8 @@ use super::connections::Connections;
 use super::deadline::Deadlines;
 use super::executor::{self, ExecutorOptions};
 use super::framing::HeadLimits;
-use super::heartbeat::{BEAT, Heartbeat};
+use super::heartbeat::BEAT;
 use super::listener::{self, Conn, RequestBody, Service, Serving};
-use super::nudge::{Nudge, Speed};
 use super::stream::Batches;
 use super::tls::TlsConfig;
 
@@ -49,7 +48,7 @@ pub struct NullOptions {
     pub cpu: usize,
     /// The body's size for paths that name none, in bytes.
     pub body_bytes: usize,
-    /// The heartbeat; zero shows what it is for.
+    /// The heartbeat; a long one shows what it is for.
     pub beat: Duration,
     /// How long clients are waited for.
     pub deadlines: Deadlines,
@@ -94,11 +93,8 @@ impl NullServer {
         let (stop, stopped) = oneshot::channel();
         let mut executor_options = ExecutorOptions::new(options.cpu);
         executor_options.name = "forebay-null".to_owned();
-        let executor = executor::start(&executor_options, move || async move {
-            let nudge = Nudge::start().await?;
-            if options.beat.is_zero() {
-                nudge.pace().set(Speed::Idle);
-            }
+        executor_options.beat = options.beat;
+        let executor = executor::start(&executor_options, move |heartbeat| async move {
             let connections = Connections::new(options.connections_max, options.deadlines);
             let bound = Listener::bind(options.listen)
                 .and_then(|listener| listener.local_addr().map(|address| (listener, address)))
@@ -115,7 +111,7 @@ impl NullServer {
                 tls,
                 heads: HeadLimits::default(),
                 http2_streams_max: 64,
-                heartbeat: Heartbeat::start(options.beat, nudge.pace()),
+                heartbeat,
                 connections: Rc::clone(&connections),
                 batches: Batches::new(BATCH_BYTES),
                 core: 0,

@@ -1,9 +1,9 @@
-//! Sees to it that an executor begins: interrupts its thread until its first future was polled.
+//! Sees to it that an executor begins: interrupts its thread until its heart beats.
 //!
-//! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1), and the very first turn may be the one that is lost. Then there
-//! is neither a timer nor a waker, so neither `heartbeat` nor `nudge` can help: on a busy machine one start in twenty hung
-//! for ever. A signal makes the kernel's wait return, and the executor takes another turn. Called by `executor` for each
-//! thread it starts; usually the first look finds the future polled and no signal is sent.
+//! glommio can park with runnable tasks (ARCHITECTURE.md, trap 1), and one of the very first turns may be the one that is lost.
+//! Then there is no timer yet, so `heartbeat` cannot help: on a busy machine one start in twenty hung for ever. A signal
+//! makes the kernel's wait return, and the executor takes another turn. Called by `executor` for each thread it starts;
+//! usually the first look finds the beat begun and no signal is sent.
 
 use std::fs;
 use std::path::Path;
@@ -26,12 +26,12 @@ const LOOKS_IN_VAIN_MAX: u32 = 400;
 /// The kernel cuts a thread's name to this.
 const THREAD_NAME_BYTES_MAX: usize = 15;
 
-/// Waits until `polled` is set by the first future of the executor whose thread is called `thread_name`, or that thread is
+/// Waits until `has_begun` is set by the first beat of the executor whose thread is called `thread_name`, or that thread is
 /// gone; interrupts its wait as often as it takes.
 ///
 /// # Errors
 /// No handler for the signal can be installed.
-pub fn until_first_poll(thread_name: &str, polled: &AtomicBool) -> anyhow::Result<()> {
+pub fn until_first_beat(thread_name: &str, has_begun: &AtomicBool) -> anyhow::Result<()> {
     static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     if CAUGHT.get().is_none() {
         // A signal that is ignored, as this one is by default, interrupts nothing.
@@ -40,9 +40,9 @@ pub fn until_first_poll(thread_name: &str, polled: &AtomicBool) -> anyhow::Resul
         let _ = CAUGHT.set(caught);
     }
     let mut looks_in_vain = 0;
-    while !polled.load(Ordering::Acquire) && looks_in_vain < LOOKS_IN_VAIN_MAX {
+    while !has_begun.load(Ordering::Acquire) && looks_in_vain < LOOKS_IN_VAIN_MAX {
         thread::sleep(LOOK_EVERY);
-        if !polled.load(Ordering::Acquire) && interrupt(thread_name) == 0 {
+        if !has_begun.load(Ordering::Acquire) && interrupt(thread_name) == 0 {
             looks_in_vain += 1;
         }
     }
@@ -72,9 +72,9 @@ mod tests {
     use std::net::UdpSocket;
 
     #[test]
-    fn a_thread_that_has_not_polled_is_interrupted_until_it_has() {
-        let polled = Arc::new(AtomicBool::new(false));
-        let sets = Arc::clone(&polled);
+    fn a_thread_that_has_not_begun_is_interrupted_until_it_has() {
+        let has_begun = Arc::new(AtomicBool::new(false));
+        let sets = Arc::clone(&has_begun);
         // Its wait returns early only because of a signal.
         let sleeper = thread::Builder::new().name("first-a-sleeper".to_owned()).spawn(move || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
@@ -83,7 +83,7 @@ mod tests {
             sets.store(true, Ordering::Release);
             woken
         });
-        until_first_poll("first-a-sleeper", &polled).unwrap();
+        until_first_beat("first-a-sleeper", &has_begun).unwrap();
         assert_eq!(sleeper.unwrap().join().unwrap(), ErrorKind::Interrupted);
         assert_eq!(interrupt("first-a-nobody"), 0);
     }
