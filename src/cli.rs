@@ -40,6 +40,14 @@ enum Command {
 /// Runs the process's command line to its end.
 #[must_use]
 pub fn run() -> ExitCode {
+    #[cfg(feature = "canaries")]
+    match forebay_shard::canary::notice() {
+        Ok(notice) => eprintln!("forebay: {notice}"),
+        Err(error) => {
+            eprintln!("forebay: {error}");
+            return ExitCode::from(2);
+        }
+    }
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Proxy(args) => proxy::run(args),

@@ -17,6 +17,7 @@ use self::stream::Fill;
 pub use self::stream::HELD_BACK_BYTES;
 use self::table::{Admitted, Joined};
 pub(crate) use self::table::{ChangeGuard, FillTable};
+use crate::canary::{self, Canary};
 use crate::key::{BlockKey, Generation, Identity};
 use crate::memory::contiguous;
 use crate::origin::{Etag, Fetched, Origin, OriginError, OriginErrorKind};
@@ -31,7 +32,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Joins the key's fill or begins one.
     pub(crate) async fn fill(&self, key: &BlockKey, identity: Identity) -> Got {
         let fills = &self.inner.fills;
-        let answer = match fills.join(identity) {
+        let answer = match fills.join(identity).filter(|_| !canary::is(Canary::FillNotShared)) {
             Some(Joined::Streaming(stream)) => {
                 self.inner.counters.collapsed.one();
                 return Got::Fill(stream);
@@ -146,7 +147,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Memory tier first, so that the next GET hits, then disk. The fill stays in the table meanwhile: where the tier
     /// does not take the block, a GET still joins the complete fill.
     async fn publish(&self, work: &FillWork, etag: Etag) {
-        if !work.fill.validity.holds() {
+        if !work.fill.validity.holds() && !canary::is(Canary::StaleFillInMemory) {
             self.inner.counters.fills_invalidated.one();
             return;
         }

@@ -14,6 +14,7 @@ use forebay_io::checksum::Digest;
 use forebay_io::{Disk, Nanos, Runtime};
 use futures::future::select;
 
+use crate::canary::{self, Canary};
 use crate::dirty::{Finished, Next, Standing};
 use crate::error::StoreError;
 use crate::origin::{Etag, Origin, OriginError, OriginErrorKind, OriginMeta, Store as OriginStore, Stored};
@@ -175,11 +176,18 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 Err(error) => return Settled::Failed(error),
             }
         }
+        if canary::is(Canary::UnconditionalStore) {
+            let _ = self.inner.origin.delete(&record.key).await;
+        }
         let store = OriginStore { frames, len_bytes: u64::from(len_bytes), digest };
         match self.inner.origin.store(&record.key, store).await {
             Ok(Stored::Done) => Settled::Done,
             Ok(Stored::Conflict(found)) if found == meant => Settled::Done,
+            Ok(Stored::Conflict(_)) if canary::is(Canary::ConflictTakenForSuccess) => Settled::Done,
             Ok(Stored::Conflict(_)) => Settled::Conflict,
+            Err(error) if canary::is(Canary::UnknownOutcomeSuccess) && error.kind == OriginErrorKind::Unavailable => {
+                Settled::Done
+            }
             Err(error) => Settled::Failed(error),
         }
     }
@@ -204,6 +212,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// flushed again, and delete what was stored under the key since.
     pub(crate) async fn retire_tombstone(&self, record: &DirtyRecord) -> Result<(), StoreError> {
         self.inner.store.flushed(record.identity, record.generation);
+        if canary::is(Canary::TombstoneRetiredLazily) {
+            return Ok(());
+        }
         let retired = self.inner.store.remove(record.identity, record.generation).await;
         if retired.is_err() {
             // After a restart the tombstone may be there or not: nothing that needs it, or its absence, may be promised.

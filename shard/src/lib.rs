@@ -5,6 +5,7 @@
 //! `get`, `put`, `remove`, `fill`, `flush`; what they stand on is [`store`], the durable log of one disk.
 
 mod budget;
+pub mod canary;
 mod check;
 pub mod config;
 pub mod dirty;

@@ -12,6 +12,7 @@ use forebay_io::checksum::Digest;
 use forebay_io::{Disk, Runtime};
 
 use crate::budget::Reservation;
+use crate::canary::{self, Canary};
 use crate::config::{Access, DirtyFull, VolumeConfig, WriteMode};
 use crate::dirty::{Finished, charge_bytes};
 use crate::error::StoreError;
@@ -194,6 +195,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Write-back: durable here, dirty, the origin later.
     async fn put_back(&self, put: &Put, identity: Identity) -> Result<(), DeclinedReason> {
         let before = self.inner.dirty.record(identity).map_or(BeforeStore::Nothing, |record| match record.kind {
+            DirtyKind::Tombstone if canary::is(Canary::DeleteForgotten) => BeforeStore::Nothing,
             DirtyKind::Tombstone => BeforeStore::Delete,
             DirtyKind::Block { before, .. } => before,
         });

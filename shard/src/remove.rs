@@ -7,6 +7,7 @@
 
 use forebay_io::{Disk, Runtime};
 
+use crate::canary::{self, Canary};
 use crate::config::{Access, DirtyFull, WriteMode};
 use crate::dirty::Finished;
 use crate::key::{BlockKey, Identity};
@@ -137,7 +138,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(_turn) = self.inner.locks.lock(identity).await else {
             return self.removal_declined(DeclinedReason::QueueFull);
         };
-        if self.inner.dirty.record(identity).is_some() {
+        if self.inner.dirty.record(identity).is_some() && !canary::is(Canary::PurgeDropsDirty) {
             return Removed::Dirty;
         }
         let _change = self.begin_change(identity);

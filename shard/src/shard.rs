@@ -16,6 +16,7 @@ use event_listener::Event;
 use forebay_io::{Disk, Runtime};
 use futures::channel::oneshot;
 
+use crate::canary::{self, Canary};
 use crate::config::{Geometry, ShardConfig, VolumeConfig};
 use crate::dirty::DirtyQueue;
 use crate::error::StoreError;
@@ -167,7 +168,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Begins a change of a key: what the memory tier holds of it goes, its fills are not published (I6), until the
     /// guard is dropped and once more then.
     pub(crate) fn begin_change(&self, identity: Identity) -> ChangeGuard {
-        self.inner.memory.borrow_mut().remove(identity);
+        if !canary::is(Canary::MemorySurvivesDelete) {
+            self.inner.memory.borrow_mut().remove(identity);
+        }
         self.inner.fills.begin_change(identity)
     }
 

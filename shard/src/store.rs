@@ -20,6 +20,7 @@ use self::publish::PutMode;
 use self::record::{PutRecord, Record};
 use self::regions::Epoch;
 use self::state::Core;
+use crate::canary::{self, Canary};
 use crate::config::{Geometry, SyncMode};
 use crate::error::StoreError;
 use crate::key::{BlockKey, Generation, Identity, IdentityKey};
@@ -259,6 +260,9 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         let (item, decided) =
             Item::awaited(&Record::Tombstone((*record).clone()), Change::Tombstone(Rc::clone(&record)));
         self.core.queue(item);
+        if canary::is(Canary::DeleteAckedEarly) {
+            return Ok(());
+        }
         decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
     }
 
@@ -269,6 +273,9 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     /// As [`Store::tombstone`].
     pub async fn remove(&self, identity: Identity, up_to: Generation) -> Result<(), StoreError> {
         self.core.state.borrow().writable()?;
+        if canary::is(Canary::RemoveNotJournaled) && self.find(identity).is_none() {
+            return Ok(());
+        }
         let (item, decided) = Item::awaited(&Record::Remove { identity, up_to }, Change::Remove { identity, up_to });
         self.core.queue(item);
         decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
@@ -288,6 +295,8 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     /// The origin confirmed this generation: a dirty block becomes clean, a tombstone goes; if it is not current any
     /// more, nothing happens (I9). Journaled with a later commit.
     pub fn flushed(&self, identity: Identity, generation: Generation) {
+        let newest = || self.core.state.borrow().index.find(identity).map(|entry| entry.generation());
+        let generation = if canary::is(Canary::FlushMarksNewer) { newest().unwrap_or(generation) } else { generation };
         if self.core.change(|state| state.mark_flushed(identity, generation)) {
             self.core.queue(Item::applied(&Record::Flushed { identity, generation }));
             self.core.signals.reclaim.notify(1);

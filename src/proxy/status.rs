@@ -99,6 +99,8 @@ impl Status {
             "cores": self.cores.iter().map(core_json).collect::<Vec<_>>(),
             "shards": self.shards.iter().map(|(number, stats)| shard_json(*number, stats)).collect::<Vec<_>>(),
         });
+        #[cfg(feature = "canaries")]
+        let document = with_canary(document);
         let mut text = serde_json::to_vec_pretty(&document).expect("it has only strings and numbers");
         text.push(b'\n');
         text.into()
@@ -171,6 +173,14 @@ impl Status {
             ("index", total.store.index_bytes, budget.index_bytes),
         ]
     }
+}
+
+/// A node that loses data on purpose says so.
+#[cfg(feature = "canaries")]
+fn with_canary(mut document: Value) -> Value {
+    let notice = forebay_shard::canary::notice().unwrap_or_else(|error| error);
+    document["canary"] = notice.into();
+    document
 }
 
 fn core_json(core: &CoreReport) -> Value {

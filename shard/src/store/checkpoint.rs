@@ -21,6 +21,7 @@ use super::journal::Point;
 use super::record::{PutRecord, Record};
 use super::regions::StreamKind;
 use super::state::{Core, Life, State};
+use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
 
@@ -108,9 +109,14 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             }
             let number = state.checkpoint_number + 1;
             let next_generation = Generation(state.next_generation);
-            (Header { number, from: state.journal.published, next_generation }, state.checkpoint_bytes())
+            let is_late = canary::is(Canary::CheckpointMissesChanges);
+            let from = if is_late { state.journal.head } else { state.journal.published };
+            (Header { number, from, next_generation }, state.checkpoint_bytes())
         };
         let name = slot_name(self.superblock.shard, header.number % 2);
+        if canary::is(Canary::JournalFreedEarly) {
+            self.change(|state| (0..2).for_each(|_| state.journal.cover(header.from)));
+        }
         while !self.write_slot(&name, header, slot_bytes).await? {
             slot_bytes *= 2;
         }
@@ -145,6 +151,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 break;
             }
             for record in &records {
+                if canary::is(Canary::CheckpointDropsTombstones) && matches!(record, Record::Tombstone(_)) {
+                    continue;
+                }
                 slot.push(record).await?;
             }
             if slot.is_overfull {
@@ -240,6 +249,9 @@ impl<'a, D: Disk> SlotWriter<'a, D> {
         self.flush(FrameKind::CheckpointEnd).await?;
         if self.is_overfull {
             return Ok(false);
+        }
+        if canary::is(Canary::CheckpointUnsynced) {
+            return Ok(true);
         }
         self.file.sync().await?;
         self.disk.sync_names().await?;

@@ -7,7 +7,7 @@
 use std::rc::Rc;
 
 use forebay_io::frame::frame_bytes;
-use forebay_io::{Disk, IoError, Runtime};
+use forebay_io::{Disk, DiskFile, IoError, Runtime};
 use futures::channel::oneshot;
 use std::collections::HashSet;
 
@@ -19,6 +19,7 @@ use super::publish::PutMode;
 use super::record::{PutRecord, Record};
 use super::regions::{Epoch, StreamKind};
 use super::state::{Core, Life, State, repeated};
+use crate::canary::{self, Canary};
 use crate::config::SyncMode;
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
@@ -166,7 +167,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let mut written = Vec::with_capacity(group.len());
         for item in group {
             let outcome = match &item.change {
-                Change::Put { batch, .. } => batch.written().await,
+                Change::Put { batch, .. } if !canary::is(Canary::PublishBeforeWrite) => batch.written().await,
                 _ => Ok(()),
             };
             match outcome {
@@ -206,7 +207,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
         journal::write(&self.disk, &self.slab, ring, at.position, frame).await?;
         let is_due = needs_sync || self.state.borrow().journal.in_doubt_bytes > IN_DOUBT_BYTES_MAX;
-        if is_due && self.config.sync == SyncMode::Always {
+        if canary::is(Canary::AckBeforeSync) {
+            drop(self.slab.sync());
+        } else if is_due && self.config.sync == SyncMode::Always {
             self.sync_slab().await?;
             let mut state = self.state.borrow_mut();
             state.journal.synced_through = at.chain.sequence;
@@ -298,15 +301,20 @@ impl State {
             Change::Remove { identity, up_to } => self.publish_remove(*identity, *up_to),
             Change::Applied => true,
             Change::RegionOpen { region, epoch, stream } => {
-                self.regions.opened(*region, *epoch, *stream);
-                let open = OpenRegion::new(*region, *epoch, region_bytes);
-                let stream = self.stream(*stream);
-                assert!(stream.open.is_none() && stream.opening, "a stream has one open region");
-                *stream = super::append::Stream { open: Some(open), opening: false };
+                self.open_region(*region, *epoch, *stream, region_bytes);
                 true
             }
         };
         self.decide(item, Ok(if appended { Appended::Published } else { Appended::Invalidated }));
+    }
+
+    /// From now on the stream appends to this region.
+    pub fn open_region(&mut self, region: u32, epoch: Epoch, stream: StreamKind, region_bytes: u64) {
+        self.regions.opened(region, epoch, stream);
+        let open = OpenRegion::new(region, epoch, region_bytes);
+        let stream = self.stream(stream);
+        assert!(stream.open.is_none() && stream.opening, "a stream has one open region");
+        *stream = super::append::Stream { open: Some(open), opening: false };
     }
 
     /// Answers whoever waits and settles the region's account of undecided records.

@@ -11,6 +11,7 @@ use super::entry::{Entry, Place, State as EntryIs};
 use super::record::PutRecord;
 use super::regions::{RegionState, footprint};
 use super::state::State;
+use crate::canary::{self, Canary};
 use crate::key::{Generation, Identity};
 
 /// How a put is published.
@@ -38,10 +39,13 @@ impl State {
         let is_newest = current.is_none_or(|entry| entry.generation() < generation);
         match mode {
             PutMode::Fill(validity) => {
-                validity.holds() && is_newest && current.is_none_or(|entry| entry.state() == EntryIs::Clean)
+                (validity.holds() || canary::is(Canary::StaleFillOnDisk))
+                    && is_newest
+                    && current.is_none_or(|entry| entry.state() == EntryIs::Clean)
             }
             PutMode::Confirmed(validity) => validity.holds() && is_newest,
             PutMode::Dirty(_) => is_newest,
+            PutMode::Relocation { .. } if canary::is(Canary::RelocationOverNewer) => current.is_some(),
             PutMode::Relocation { from } => {
                 current.is_some_and(|entry| entry.generation() == generation && entry.place() == Some(*from))
             }
@@ -106,7 +110,8 @@ impl State {
     /// Drops a clean entry of at most `up_to`. A dirty one stays (I4).
     pub fn publish_remove(&mut self, identity: Identity, up_to: Generation) -> bool {
         let current = self.index.find(identity);
-        let goes = current.filter(|entry| entry.state() == EntryIs::Clean && entry.generation() <= up_to);
+        let is_purged = |is: EntryIs| is == EntryIs::Clean || canary::is(Canary::PurgeDropsDirty);
+        let goes = current.filter(|entry| is_purged(entry.state()) && entry.generation() <= up_to);
         goes.is_some_and(|entry| {
             self.take_out(entry);
             true

@@ -20,6 +20,7 @@ use super::publish::PutMode;
 use super::record::Record;
 use super::regions::RegionState;
 use super::state::{Core, Life, State};
+use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
 use crate::read::ReadError;
@@ -203,6 +204,7 @@ impl State {
         for entry in entries.iter().filter(|entry| entry.place().is_some_and(|at| at.region == region)) {
             match entry.state() {
                 EntryIs::Clean => self.evict(*entry),
+                EntryIs::Dirty if canary::is(Canary::EvictDirty) => self.take_out(*entry),
                 EntryIs::Dirty => dirty.push(*entry),
                 EntryIs::Tombstone => unreachable!("a tombstone has no place"),
             }

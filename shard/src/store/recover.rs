@@ -22,6 +22,7 @@ use super::regions::{RegionState, RegionTable, footprint};
 use super::scan::{Scanned, scan};
 use super::state::{Life, State};
 use super::{NodeIdentity, RejectedCounts, StoreStats};
+use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
 use crate::outcome::{Located, Pin};
@@ -124,7 +125,9 @@ impl<'a> Replay<'a> {
         };
         let (stale, voids) = (HashMap::new(), Vec::new());
         let mut replay = Replay { superblock, node, state, scanned, stale, voids, rejected };
-        replay.learn_epochs();
+        if !canary::is(Canary::EpochsLearnedLate) {
+            replay.learn_epochs();
+        }
         Ok(replay)
     }
 
@@ -163,6 +166,7 @@ impl<'a> Replay<'a> {
                     if self.scanned.voids.contains(&(frame.sequence, ordinal)) {
                         continue;
                     }
+                    let in_doubt = in_doubt && !canary::is(Canary::TornPayloadAccepted);
                     if in_doubt && self.is_current(put) && !self.is_intact(put, slab).await? {
                         self.rejected.torn_payload += 1;
                         self.voids.push(Record::Void { sequence: frame.sequence, ordinal });
@@ -226,7 +230,7 @@ impl<'a> Replay<'a> {
         } else if self.is_current(put) {
             self.stale.remove(&put.identity);
             self.state.publish_put(put, &PutMode::Replay);
-        } else {
+        } else if !canary::is(Canary::StaleRecordRevives) {
             // Its bytes are gone. It was evicted, or a newer record follows; older ones of its key are gone either way.
             let current = self.state.index.find(put.identity);
             match current {
@@ -285,6 +289,7 @@ impl<'a> Replay<'a> {
     }
 
     fn saw(&mut self, generation: Generation, used: u64) {
+        let used = if canary::is(Canary::GenerationReused) { 0 } else { used };
         self.state.next_generation = self.state.next_generation.max(generation.0 + used);
     }
 }

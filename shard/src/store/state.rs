@@ -20,6 +20,7 @@ use super::index::Index;
 use super::journal::Journal;
 use super::regions::{RegionTable, StreamKind};
 use super::{StoreConfig, StoreStats, slab_name};
+use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::Identity;
 
@@ -163,7 +164,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let (name, source) = (slab_name(self.config.node.shard), std::io::Error::other("an earlier sync failed"));
             return Err(IoError::Device { verb: "sync", name, at: 0, source });
         }
-        let synced = self.slab.sync().await;
+        let mut synced = self.slab.sync().await;
+        if synced.is_err() && canary::is(Canary::SyncFailureRetried) {
+            synced = self.slab.sync().await;
+        }
         if let Err(error) = &synced {
             self.fail(error);
         }
