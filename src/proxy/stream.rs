@@ -1,12 +1,12 @@
 //! One TLS connection over one socket, as hyper reads and writes it.
 //!
 //! Thin on purpose: plaintext goes from hyper's vectored write straight into rustls, whole batches of records leave by
-//! one `sendmsg`, and reads go straight into rustls's buffer (×1.9–2.1 on large bodies against stock adapters,
-//! ARCHITECTURE.md). Memory: idle or slow, a connection holds at most [`UNSENT_BYTES_SLOW`] encrypted; up to
+//! one `sendmsg` (×1.9–2.1 on large bodies against stock adapters, ARCHITECTURE.md) and arrive by one `recv` (rustls by itself
+//! reads 4 KiB at a time). Memory: idle or slow, a connection holds at most [`UNSENT_BYTES_SLOW`] encrypted; up to
 //! [`UNSENT_BYTES_FAST`] while the core's [`Batches`] have room, given back when drained. A transport that ends without
 //! the peer's goodbye is an error (a body may have been cut off). Created by `listener`.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice, Read, Write};
 use std::pin::Pin;
 use std::rc::Rc;
@@ -25,16 +25,24 @@ pub const UNSENT_BYTES_SLOW: usize = 48 << 10;
 /// Plaintext that may wait encrypted on a connection that drains: 256 KiB of a block and its head in one batch.
 pub const UNSENT_BYTES_FAST: usize = 288 << 10;
 
-/// How many connections of one core may have a large batch waiting at once.
+/// Encrypted bytes that are read at once.
+const ARRIVING_BYTES: usize = 64 << 10;
+
+/// What the connections of one core share: room for large batches on their way out, and the buffer in which they arrive.
 pub struct Batches {
     free: Cell<usize>,
+    /// Empty between two polls: what arrives is opened at once, and what was opened has its place in the reader.
+    arriving: RefCell<Box<[u8]>>,
 }
 
 impl Batches {
     /// Room for `bytes` beyond what every connection may hold anyway.
     #[must_use]
     pub fn new(bytes: usize) -> Rc<Batches> {
-        Rc::new(Batches { free: Cell::new(bytes / (UNSENT_BYTES_FAST - UNSENT_BYTES_SLOW)) })
+        Rc::new(Batches {
+            free: Cell::new(bytes / (UNSENT_BYTES_FAST - UNSENT_BYTES_SLOW)),
+            arriving: RefCell::new(vec![0; ARRIVING_BYTES].into()),
+        })
     }
 
     fn take(&self) -> bool {
@@ -95,19 +103,41 @@ impl TlsStream {
         }
     }
 
-    /// Reads records once and opens them.
+    /// Reads records of the handshake once and opens them.
     fn poll_records(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         let mut reader = SocketReader { socket: &mut self.socket, cx };
         let bytes = match self.tls.read_records(&mut reader) {
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
             other => other?,
         };
-        if let Err(error) = self.tls.open_records() {
+        self.open(cx)?;
+        Poll::Ready(Ok(bytes))
+    }
+
+    fn open(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.tls.open_records().inspect_err(|_| {
             // The peer learns why, if it listens.
             let _ = self.poll_drain(cx);
-            return Poll::Ready(Err(error));
+        })
+    }
+
+    /// Reads what is there, but no more than `cursor` has room for: so what was opened and does not fit is less than
+    /// one record, and rustls keeps it.
+    fn poll_batch(&mut self, cx: &mut Context<'_>, cursor: &mut ReadBufCursor<'_>) -> Poll<io::Result<Taken>> {
+        let batches = Rc::clone(&self.batches);
+        let mut arriving = batches.arriving.borrow_mut();
+        let room = cursor.remaining().min(arriving.len());
+        let bytes = ready!(self.socket.poll_read(cx, &mut arriving[..room]))?;
+        let mut records = &arriving[..bytes];
+        loop {
+            // Without any bytes this tells rustls that the transport has ended.
+            let read = self.tls.read_records(&mut records)?;
+            self.open(cx)?;
+            let taken = self.take_plaintext(cursor)?;
+            if records.is_empty() || read == 0 || !matches!(taken, Taken::Bytes | Taken::Nothing) {
+                return Poll::Ready(Ok(taken));
+            }
         }
-        Poll::Ready(Ok(bytes))
     }
 
     /// Writes until nothing is left.
@@ -175,25 +205,31 @@ impl TlsStream {
         }
     }
 
-    /// Moves waiting plaintext to `cursor`: whether there was any, or the peer has said goodbye.
+    /// Moves waiting plaintext to `cursor`, as much as fits: whether there was any, or the peer has said goodbye.
     fn take_plaintext(&mut self, cursor: &mut ReadBufCursor<'_>) -> io::Result<Taken> {
-        let bytes = match self.tls.plaintext()? {
-            Plain::Closed => return Ok(Taken::Closed),
-            Plain::Empty => return Ok(Taken::Nothing),
-            Plain::Bytes(bytes) => {
-                let here = &bytes[..bytes.len().min(cursor.remaining())];
-                if let Some(guard) = &mut self.guard
-                    && let Err(violation) = guard.see(here)
-                {
-                    return Ok(Taken::Violation(violation));
+        let mut taken = Taken::Nothing;
+        while cursor.remaining() > 0 {
+            let bytes = match self.tls.plaintext()? {
+                // Bytes that came before the goodbye are read first; the next read meets it again.
+                Plain::Closed if matches!(taken, Taken::Bytes) => break,
+                Plain::Closed => return Ok(Taken::Closed),
+                Plain::Empty => break,
+                Plain::Bytes(bytes) => {
+                    let here = &bytes[..bytes.len().min(cursor.remaining())];
+                    if let Some(guard) = &mut self.guard
+                        && let Err(violation) = guard.see(here)
+                    {
+                        return Ok(Taken::Violation(violation));
+                    }
+                    cursor.put_slice(here);
+                    here.len()
                 }
-                cursor.put_slice(here);
-                here.len()
-            }
-        };
-        self.tls.consume_plaintext(bytes);
-        self.activity.read_bytes.set(self.activity.read_bytes.get() + bytes as u64);
-        Ok(Taken::Bytes)
+            };
+            self.tls.consume_plaintext(bytes);
+            self.activity.read_bytes.set(self.activity.read_bytes.get() + bytes as u64);
+            taken = Taken::Bytes;
+        }
+        Ok(taken)
     }
 
     /// Answers a request that hyper never sees, then says goodbye. While another request is being answered there is no
@@ -262,13 +298,16 @@ impl Drop for TlsStream {
 impl hyper::rt::Read for TlsStream {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, mut cursor: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
         let this = self.get_mut();
+        let empty = cursor.remaining();
+        let mut taken = this.take_plaintext(&mut cursor)?;
         loop {
-            match this.take_plaintext(&mut cursor)? {
-                Taken::Bytes | Taken::Closed => return Poll::Ready(Ok(())),
+            match taken {
                 Taken::Violation(violation) => return Poll::Ready(Err(this.refuse(cx, violation))),
-                Taken::Nothing => {}
+                Taken::Closed => return Poll::Ready(Ok(())),
+                _ if cursor.remaining() < empty => return Poll::Ready(Ok(())),
+                Taken::Bytes | Taken::Nothing => {}
             }
-            ready!(this.poll_records(cx))?;
+            taken = ready!(this.poll_batch(cx, &mut cursor))?;
         }
     }
 }
