@@ -58,6 +58,8 @@ pub struct S3ServerOptions {
 pub struct S3Server {
     addr: SocketAddr,
     log: Arc<AccessLog>,
+    /// Held once here, once by the accepting task, and by each connection and each call that is not done.
+    work: Arc<()>,
     stop: Option<oneshot::Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -99,15 +101,17 @@ impl S3Server {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let (stop, stopped) = oneshot::channel();
         let thread_log = Arc::clone(&log);
+        let work = Arc::new(());
+        let thread_work = Arc::clone(&work);
         let thread = std::thread::Builder::new().name("s3-dev".to_owned()).spawn(move || {
             runtime.block_on(async move {
                 tokio::select! {
                     _ = stopped => {}
-                    error = accept(listener, service, thread_log) => tracing::error!(?error, "the S3 server ended"),
+                    error = accept(listener, service, thread_log, thread_work) => tracing::error!(?error, "the S3 server ended"),
                 }
             });
         })?;
-        Ok(S3Server { addr, log, stop: Some(stop), thread: Some(thread) })
+        Ok(S3Server { addr, log, work, stop: Some(stop), thread: Some(thread) })
     }
 
     /// Where it listens.
@@ -123,6 +127,13 @@ impl S3Server {
     /// What was asked and answered.
     pub fn access_log(&self) -> Arc<AccessLog> {
         Arc::clone(&self.log)
+    }
+
+    /// Connections that are open and calls that go on, those among them whose client is gone. At zero, nothing that was
+    /// asked for so far can change the bucket any more.
+    #[must_use]
+    pub fn busy(&self) -> usize {
+        Arc::strong_count(&self.work).saturating_sub(2)
     }
 
     /// Cuts all connections and ends the thread.
@@ -161,7 +172,7 @@ fn open_log(path: &Path) -> io::Result<File> {
     OpenOptions::new().create(true).append(true).open(path)
 }
 
-async fn accept(listener: TcpListener, service: S3Service, log: Arc<AccessLog>) -> io::Error {
+async fn accept(listener: TcpListener, service: S3Service, log: Arc<AccessLog>, work: Arc<()>) -> io::Error {
     let listener = match tokio::net::TcpListener::from_std(listener) {
         Ok(listener) => listener,
         Err(error) => return error,
@@ -180,9 +191,10 @@ async fn accept(listener: TcpListener, service: S3Service, log: Arc<AccessLog>) 
         if stream.set_nodelay(true).is_err() {
             continue;
         }
-        let (service, log) = (service.clone(), Arc::clone(&log));
+        let (service, log, work) = (service.clone(), Arc::clone(&log), Arc::clone(&work));
         tokio::spawn(async move {
-            let answer = service_fn(move |request| answer(service.clone(), Arc::clone(&log), request));
+            let answer =
+                service_fn(move |request| answer(service.clone(), Arc::clone(&log), Arc::clone(&work), request));
             // How a connection ends is the client's business.
             let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), answer).await;
         });
@@ -192,6 +204,7 @@ async fn accept(listener: TcpListener, service: S3Service, log: Arc<AccessLog>) 
 async fn answer(
     service: S3Service,
     log: Arc<AccessLog>,
+    work: Arc<()>,
     request: Request<Incoming>,
 ) -> Result<s3s::HttpResponse, s3s::HttpError> {
     let method = request.method().clone();
@@ -199,7 +212,10 @@ async fn answer(
     let request_bytes = content_length(request.headers());
     // A task of its own: a client that goes away (a proxy that is killed) cuts the body, never the server's own steps
     // between an object and its metadata.
-    let call = tokio::spawn(async move { service.call(request.map(s3s::Body::from)).await });
+    let call = tokio::spawn(async move {
+        let _work = work;
+        service.call(request.map(s3s::Body::from)).await
+    });
     let response = call.await.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?;
     let uploads = method == Method::PUT || method == Method::POST;
     let bytes = if uploads { request_bytes } else { content_length(response.headers()) };
