@@ -36,10 +36,11 @@ use rand::{Rng, SeedableRng};
 
 pub use self::disk::{SimDisk, SimFile};
 pub use self::executor::Crashed;
-pub use self::faults::{Faults, Fired, Latency, OneIn};
+pub use self::faults::{Faults, Fired, Latency, OneIn, Survival};
 
 use self::disk::Platter;
 use self::executor::Executor;
+use self::media::Chooser;
 use crate::arena::Arena;
 use crate::runtime::{Nanos, Runtime};
 
@@ -90,6 +91,8 @@ impl SimWorld {
             rng: SmallRng::seed_from_u64(seed ^ 0xD15C),
             changes: 0,
             crash_at: None,
+            survivors: None,
+            doubts: 0,
         };
         let world = World {
             executor: Rc::new(Executor::new(seed)),
@@ -162,10 +165,22 @@ impl SimWorld {
         world.executor.drop_all();
         {
             let mut platter = world.platter.borrow_mut();
-            let Platter { files, rng, fired, crash_at, .. } = &mut *platter;
-            files.retain(|_, media| media.name_stable || rng.random());
+            let Platter { files, rng, fired, crash_at, survivors, doubts, .. } = &mut *platter;
+            *doubts = files.values().map(|media| media.doubts() + usize::from(!media.name_stable)).sum();
+            let survivors = survivors.take();
+            let mut chooser = match &survivors {
+                Some(survival) => Chooser::Listed { survival, left: *doubts },
+                None => Chooser::Drawn(rng),
+            };
+            files.retain(|_, media| {
+                let stays = media.name_stable || chooser.keeps_name();
+                if !stays {
+                    chooser.skip(media.doubts());
+                }
+                stays
+            });
             for media in files.values_mut() {
-                media.crash(rng, fired);
+                media.crash(&mut chooser, fired);
                 media.name_stable = true;
             }
             fired.crash += 1;
@@ -179,6 +194,19 @@ impl SimWorld {
     /// sync, a creation, a sync of names. The change itself is then under way, so a write may survive or not.
     pub fn crash_at(&self, change: u64) {
         self.world().platter.borrow_mut().crash_at = Some(change);
+    }
+
+    /// Says what the next crash leaves of what is not synced then, the last write first; what the list does not reach is
+    /// kept. Without a list the seed decides.
+    pub fn set_survivors(&self, survival: Vec<Survival>) {
+        self.world().platter.borrow_mut().survivors = Some(survival);
+    }
+
+    /// How many unsynced writes, names and replacements the last crash decided about, at most: the useful length of a
+    /// list for [`SimWorld::set_survivors`].
+    #[must_use]
+    pub fn doubts(&self) -> usize {
+        self.world().platter.borrow().doubts
     }
 
     /// How many changes have begun since the world did: the bound for an exhaustive crash test.

@@ -314,6 +314,11 @@ impl DirtyQueue {
         }
     }
 
+    /// Whether a flush of the key is in progress.
+    pub(crate) fn is_flushing(&self, identity: Identity) -> bool {
+        self.queues.borrow().entries.get(&identity).is_some_and(|entry| entry.flushing.is_some())
+    }
+
     /// Flushes in progress.
     pub(crate) fn flushing_count(&self) -> usize {
         self.queues.borrow().volumes.values().map(|volume| volume.flushing_count).sum()

@@ -102,6 +102,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
 
     async fn flush_one(self, record: Rc<DirtyRecord>) {
         let end = self.flush_in_turn(&record).await;
+        if end != Finished::Superseded {
+            self.count_race(&record);
+        }
         match end {
             Finished::Done => self.inner.counters.flushes.one(),
             Finished::Conflict => {
@@ -112,6 +115,17 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Finished::Lost | Finished::Superseded => {}
         }
         self.inner.dirty.finished(&record, end);
+    }
+
+    fn count_race(&self, flushed: &DirtyRecord) {
+        let counters = &self.inner.counters;
+        match self.inner.dirty.record(flushed.identity) {
+            Some(newer) if newer.generation > flushed.generation => match newer.kind {
+                DirtyKind::Block { .. } => counters.flushes_raced_by_put.one(),
+                DirtyKind::Tombstone => counters.flushes_raced_by_delete.one(),
+            },
+            Some(_) | None => {}
+        }
     }
 
     async fn flush_in_turn(&self, record: &Rc<DirtyRecord>) -> Finished {

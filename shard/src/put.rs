@@ -214,7 +214,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     ) -> Result<(), DeclinedReason> {
         let DirtyKind::Block { len_bytes, digest, .. } = record.kind else { panic!("a tombstone has no frames") };
         let identity = record.identity;
-        let change = self.begin_change(identity);
+        let change = self.begin_change(identity, |counters| &counters.fills_raced_by_put);
         let block = NewBlock {
             key: record.key.clone(),
             identity,
@@ -261,7 +261,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if self.inner.in_doubt.borrow().contains(&identity) && self.inner.dirty.record(identity).is_some() {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
         }
-        let change = self.begin_change(identity);
+        let change = self.begin_change(identity, |counters| &counters.fills_raced_by_put);
         // What is dirty here goes with this store: a tombstone not flushed yet, or the same bytes, lost to rot.
         let dirty = self.inner.dirty.record(identity);
         if let Some(record) = &dirty

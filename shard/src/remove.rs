@@ -82,14 +82,17 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// A durable tombstone, flushed later.
     async fn delete_back(&self, key: &BlockKey, identity: Identity) -> Result<(), DeclinedReason> {
         let older = self.inner.dirty.record(identity);
-        if older.as_ref().is_some_and(|record| record.kind == DirtyKind::Tombstone) {
+        // A delete that is on its way to the origin may have taken effect there already, before somebody else stored what
+        // this one is to delete: that one does not stand for this one.
+        let is_tombstone = older.as_ref().is_some_and(|record| record.kind == DirtyKind::Tombstone);
+        if is_tombstone && !self.inner.dirty.is_flushing(identity) {
             return Ok(());
         }
         let reservation = match older {
             Some(_) => None,
             None => Some(self.inner.dirty.reserve(&DirtyKind::Tombstone).ok_or(DeclinedReason::DirtyFull)?),
         };
-        let _change = self.begin_change(identity);
+        let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_delete);
         let record = self.new_record(key.clone(), identity, DirtyKind::Tombstone);
         if let Err(error) = self.inner.store.tombstone(record.clone()).await {
             return Err(self.not_durable(identity, &error));
@@ -103,7 +106,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
             return self.removal_declined(DeclinedReason::QueueFull);
         };
-        let _change = self.begin_change(identity);
+        let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_delete);
         // Here first: if the origin's answer never comes, what it has is the truth, and nothing here contradicts it.
         if let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await {
             return Removed::Declined(self.decline_for(&error));
@@ -141,7 +144,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if self.inner.dirty.record(identity).is_some() && !canary::is(Canary::PurgeDropsDirty) {
             return Removed::Dirty;
         }
-        let _change = self.begin_change(identity);
+        let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_purge);
         match self.inner.store.remove(identity, self.inner.store.next_generation()).await {
             Ok(()) => {
                 self.inner.counters.purges.one();

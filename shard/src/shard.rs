@@ -26,7 +26,7 @@ use crate::keylock::KeyLocks;
 use crate::memory::MemoryTier;
 use crate::origin::Origin;
 use crate::outcome::{Declined, DeclinedReason};
-use crate::stats::Counters;
+use crate::stats::{Count, Counters};
 use crate::store::{DirtyKind, NodeIdentity, RejectedCounts, Store, StoreConfig};
 
 /// One core's part of the block keyspace. Cheap to clone; all clones are one shard.
@@ -166,10 +166,13 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     }
 
     /// Begins a change of a key: what the memory tier holds of it goes, its fills are not published (I6), until the
-    /// guard is dropped and once more then.
-    pub(crate) fn begin_change(&self, identity: Identity) -> ChangeGuard {
+    /// guard is dropped and once more then. `races` counts those that met a fill.
+    pub(crate) fn begin_change(&self, identity: Identity, races: fn(&Counters) -> &Count) -> ChangeGuard {
         if !canary::is(Canary::MemorySurvivesDelete) {
             self.inner.memory.borrow_mut().remove(identity);
+        }
+        if self.inner.fills.is_filling(identity) {
+            races(&self.inner.counters).one();
         }
         self.inner.fills.begin_change(identity)
     }

@@ -44,6 +44,37 @@ pub struct OriginFaults {
     pub delete_error: u32,
     /// A delete fails and had its effect.
     pub delete_unknown: u32,
+    /// A step takes twenty times as long.
+    pub slow: u32,
+}
+
+/// How often each fault has struck.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OriginFired {
+    /// Fetches that failed before their headers.
+    pub fetch_error: u64,
+    /// Bodies that broke off.
+    pub reset: u64,
+    /// Bodies of another length than announced.
+    pub wrong_length: u64,
+    /// Bodies with a wrong bit.
+    pub wrong_bytes: u64,
+    /// Stores that failed without effect.
+    pub store_error: u64,
+    /// Stores that failed with effect.
+    pub store_unknown: u64,
+    /// Stores whose condition failed: other bytes were there.
+    pub precondition_failed: u64,
+    /// Heads that failed.
+    pub head_error: u64,
+    /// Deletes that failed without effect.
+    pub delete_error: u64,
+    /// Deletes that failed with effect.
+    pub delete_unknown: u64,
+    /// Steps that took long.
+    pub slow: u64,
+    /// Steps that met the link down.
+    pub link_down: u64,
 }
 
 /// How often each verb was asked for, and what faults struck.
@@ -61,8 +92,6 @@ pub struct OriginCounts {
     pub deletes: u64,
     /// The most stores and deletes at once.
     pub changes_at_once_max: u64,
-    /// Faults of all kinds.
-    pub faults: u64,
 }
 
 /// The way to the origin.
@@ -87,6 +116,7 @@ struct World {
     latency_us: RefCell<Range<u64>>,
     frame_bytes_max: Cell<usize>,
     counts: Cell<OriginCounts>,
+    fired: Cell<OriginFired>,
     changes_at_once: Cell<u64>,
     rng: RefCell<SmallRng>,
 }
@@ -108,6 +138,7 @@ impl<R: Runtime> SimOrigin<R> {
             latency_us: RefCell::new(500..20_000),
             frame_bytes_max: Cell::new(16 << 10),
             counts: Cell::default(),
+            fired: Cell::default(),
             changes_at_once: Cell::new(0),
             rng: RefCell::new(SmallRng::seed_from_u64(seed ^ 0x0515)),
         };
@@ -158,6 +189,18 @@ impl<R: Runtime> SimOrigin<R> {
         self.world.held.borrow().get(key).map(|held| held.body.clone())
     }
 
+    /// Length and ETag under a key.
+    #[must_use]
+    pub fn meta(&self, key: &BlockKey) -> Option<OriginMeta> {
+        self.world.held.borrow().get(key).map(meta_of)
+    }
+
+    /// How often each fault has struck since the store was made.
+    #[must_use]
+    pub fn fired(&self) -> OriginFired {
+        self.world.fired.get()
+    }
+
     /// Since the store was made.
     #[must_use]
     pub fn counts(&self) -> OriginCounts {
@@ -170,11 +213,19 @@ impl<R: Runtime> SimOrigin<R> {
         self.world.counts.set(counts);
     }
 
-    fn strikes(&self, odds: fn(&OriginFaults) -> u32) -> bool {
+    fn strikes(&self, odds: fn(&OriginFaults) -> u32, count: fn(&mut OriginFired) -> &mut u64) -> bool {
         let odds = odds(&self.world.faults.get());
         let strikes = odds > 0 && self.random(0..u64::from(odds)) == 0;
-        self.count(|counts| counts.faults += u64::from(strikes));
+        if strikes {
+            self.note(count);
+        }
         strikes
+    }
+
+    fn note(&self, count: fn(&mut OriginFired) -> &mut u64) {
+        let mut fired = self.world.fired.get();
+        *count(&mut fired) += 1;
+        self.world.fired.set(fired);
     }
 
     fn random(&self, range: Range<u64>) -> u64 {
@@ -183,25 +234,31 @@ impl<R: Runtime> SimOrigin<R> {
 
     async fn take_time(&self) -> Result<(), OriginError> {
         let latency_us = self.world.latency_us.borrow().clone();
-        self.runtime.sleep(Duration::from_micros(self.random(latency_us))).await;
-        if self.world.link.get() == Link::Up { Ok(()) } else { Err(failure(OriginErrorKind::Unreachable)) }
+        let factor = if self.strikes(|faults| faults.slow, |fired| &mut fired.slow) { 20 } else { 1 };
+        self.runtime.sleep(Duration::from_micros(self.random(latency_us) * factor)).await;
+        if self.world.link.get() == Link::Up {
+            return Ok(());
+        }
+        self.note(|fired| &mut fired.link_down);
+        Err(failure(OriginErrorKind::Unreachable))
     }
 
     /// Sends a body frame by frame, with what the faults make of it.
     async fn send(self, held: Held, mut sender: mpsc::Sender<Result<Bytes, OriginError>>) {
         let mut body = held.body.to_vec();
         let has_digest = matches!(held.etag, Etag::Digest(_));
-        if has_digest && !body.is_empty() && self.strikes(|faults| faults.wrong_bytes) {
+        if has_digest && !body.is_empty() && self.strikes(|faults| faults.wrong_bytes, |fired| &mut fired.wrong_bytes) {
             let at = self.random(0..body.len() as u64) as usize;
             body[at] ^= 1 << self.random(0..8);
         }
-        if self.strikes(|faults| faults.wrong_length) {
+        if self.strikes(|faults| faults.wrong_length, |fired| &mut fired.wrong_length) {
             match body.pop() {
                 Some(_) if self.random(0..2) == 0 => {}
                 _ => body.extend_from_slice(&[0; 2]),
             }
         }
-        let reset_at = self.strikes(|faults| faults.reset).then(|| self.random(0..body.len() as u64 + 1) as usize);
+        let is_reset = self.strikes(|faults| faults.reset, |fired| &mut fired.reset);
+        let reset_at = is_reset.then(|| self.random(0..body.len() as u64 + 1) as usize);
         let mut sent = 0;
         let mut body = Bytes::from(body);
         while !body.is_empty() || reset_at.is_some() {
@@ -223,7 +280,7 @@ impl<R: Runtime> SimOrigin<R> {
     async fn fetch_now(self, key: BlockKey) -> Result<Option<Fetched>, OriginError> {
         self.count(|counts| counts.fetches += 1);
         self.take_time().await?;
-        if self.strikes(|faults| faults.fetch_error) {
+        if self.strikes(|faults| faults.fetch_error, |fired| &mut fired.fetch_error) {
             return Err(failure(OriginErrorKind::Unavailable));
         }
         let Some(held) = self.world.held.borrow().get(&key).cloned() else { return Ok(None) };
@@ -238,20 +295,23 @@ impl<R: Runtime> SimOrigin<R> {
         assert_eq!(body.len() as u64, store.len_bytes, "a store sends what it announces");
         assert_eq!(Digest::of(&body), store.digest, "a store sends the bytes of its digest");
         self.take_time().await?;
-        if self.strikes(|faults| faults.store_error) {
+        if self.strikes(|faults| faults.store_error, |fired| &mut fired.store_error) {
             return Err(failure(OriginErrorKind::Unavailable));
         }
         let there = self.world.held.borrow().get(&key).cloned();
         let stored = match there {
             Some(held) if held.etag == Etag::Digest(store.digest) && held.body == body => Stored::Done,
-            Some(held) => Stored::Conflict(meta_of(&held)),
+            Some(held) => {
+                self.note(|fired| &mut fired.precondition_failed);
+                Stored::Conflict(meta_of(&held))
+            }
             None => {
                 self.insert(&key, body, None);
                 Stored::Done
             }
         };
         self.take_time().await.map_err(|_| failure(OriginErrorKind::Timeout))?;
-        if self.strikes(|faults| faults.store_unknown) {
+        if self.strikes(|faults| faults.store_unknown, |fired| &mut fired.store_unknown) {
             return Err(failure(OriginErrorKind::Timeout));
         }
         Ok(stored)
@@ -259,12 +319,12 @@ impl<R: Runtime> SimOrigin<R> {
 
     async fn delete_now(self, key: BlockKey) -> Result<(), OriginError> {
         self.take_time().await?;
-        if self.strikes(|faults| faults.delete_error) {
+        if self.strikes(|faults| faults.delete_error, |fired| &mut fired.delete_error) {
             return Err(failure(OriginErrorKind::Unavailable));
         }
         self.remove(&key);
         self.take_time().await.map_err(|_| failure(OriginErrorKind::Timeout))?;
-        if self.strikes(|faults| faults.delete_unknown) {
+        if self.strikes(|faults| faults.delete_unknown, |fired| &mut fired.delete_unknown) {
             return Err(failure(OriginErrorKind::Timeout));
         }
         Ok(())
@@ -296,7 +356,7 @@ impl<R: Runtime> Origin for SimOrigin<R> {
         async move {
             origin.count(|counts| counts.heads += 1);
             origin.take_time().await?;
-            if origin.strikes(|faults| faults.head_error) {
+            if origin.strikes(|faults| faults.head_error, |fired| &mut fired.head_error) {
                 return Err(failure(OriginErrorKind::Unavailable));
             }
             Ok(origin.world.held.borrow().get(&key).map(meta_of))

@@ -64,6 +64,12 @@ counters! {
     fills_published,
     /// Fills that a put, delete or purge overtook (I6).
     fills_invalidated,
+    /// Puts that began while their key was being filled (I6).
+    fills_raced_by_put,
+    /// Deletes that began while their key was being filled (I6).
+    fills_raced_by_delete,
+    /// Purges that began while their key was being filled (I6).
+    fills_raced_by_purge,
     /// Fills that nobody waited for any more.
     fills_abandoned,
     /// Fills that the origin failed.
@@ -84,6 +90,10 @@ counters! {
     purges,
     /// Flushes confirmed by the origin.
     flushes,
+    /// Flushes whose key was put again before the origin's answer was there (I9).
+    flushes_raced_by_put,
+    /// Flushes whose key was deleted before the origin's answer was there (I9).
+    flushes_raced_by_delete,
     /// Flushes that failed and wait for their next try.
     flushes_failed,
     /// Flushes that found other bytes at the origin.
@@ -210,6 +220,7 @@ impl RecoveryReport {
         self.rejected.torn_payload += other.rejected.torn_payload;
         self.rejected.torn_frames += other.rejected.torn_frames;
         self.rejected.malformed += other.rejected.malformed;
+        self.rejected.outlived += other.rejected.outlived;
         self.rejected.checkpoint_slots += other.rejected.checkpoint_slots;
         self.rejected.superblocks += other.rejected.superblocks;
     }
@@ -231,6 +242,13 @@ fn add_store(sum: &mut StoreStats, other: &StoreStats) {
     sum.evicted += other.evicted;
     sum.relocated += other.relocated;
     sum.appended_bytes += other.appended_bytes;
+    sum.reclaimed_dirty += other.reclaimed_dirty;
+    sum.footers_missing += other.footers_missing;
+    sum.relocations_overwritten += other.relocations_overwritten;
+    sum.relocations_deleted += other.relocations_deleted;
+    sum.relocations_flushed += other.relocations_flushed;
+    sum.reclaims_pinned += other.reclaims_pinned;
+    sum.journal_wraps += other.journal_wraps;
 }
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {

@@ -99,6 +99,8 @@ pub struct RejectedCounts {
     pub torn_frames: u64,
     /// A record that its codec refuses inside a good frame.
     pub malformed: u64,
+    /// Older records of keys whose newest record lay in a region that was opened again (I13).
+    pub outlived: u64,
     /// Checkpoint slots that are incomplete or damaged.
     pub checkpoint_slots: u64,
     /// Copies of the superblock that are damaged.
@@ -138,6 +140,20 @@ pub struct StoreStats {
     pub relocated: u64,
     /// Payload bytes appended.
     pub appended_bytes: u64,
+    /// Regions whose reclaim found dirty blocks.
+    pub reclaimed_dirty: u64,
+    /// Regions whose reclaim found no good footer.
+    pub footers_missing: u64,
+    /// Relocations overtaken by a newer put.
+    pub relocations_overwritten: u64,
+    /// Relocations overtaken by a delete.
+    pub relocations_deleted: u64,
+    /// Relocations overtaken by a flush.
+    pub relocations_flushed: u64,
+    /// Regions that waited for a reader's pin before they were free.
+    pub reclaims_pinned: u64,
+    /// Times the journal began again at its ring's start.
+    pub journal_wraps: u64,
 }
 
 /// The name of a shard's slab file.

@@ -16,7 +16,7 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::World;
-use super::faults::{Faults, Fired, Latency, OneIn};
+use super::faults::{Faults, Fired, Latency, OneIn, Survival};
 use super::media::Media;
 use crate::buffer::{Heap, Memory, ReadBuf, Writable, WriteBuf};
 use crate::disk::{Disk, DiskFile, OpenMode, assert_readable, assert_writable};
@@ -53,6 +53,10 @@ pub(super) struct Platter {
     pub(super) changes: u64,
     /// The change at whose beginning the power is cut.
     pub(super) crash_at: Option<u64>,
+    /// What the next crash leaves, if a test has said it.
+    pub(super) survivors: Option<Vec<Survival>>,
+    /// How many decisions the last crash could take.
+    pub(super) doubts: usize,
 }
 
 impl Platter {
@@ -87,10 +91,11 @@ impl SimDisk {
         platter.changes += 1;
     }
 
-    async fn take_time(&self, range: fn(&Latency) -> std::ops::Range<u64>) {
+    async fn take_time(&self, name: &str, range: fn(&Latency) -> std::ops::Range<u64>) {
         let micros = {
             let mut platter = self.platter().borrow_mut();
-            let range = range(&platter.latency);
+            let is_spike = platter.strikes(name, |faults| faults.latency_spike, |fired| &mut fired.latency_spike);
+            let range = if is_spike { platter.latency.spike_us.clone() } else { range(&platter.latency) };
             if range.is_empty() { range.start } else { platter.rng.random_range(range) }
         };
         self.world.executor.sleep(Duration::from_micros(micros)).await;
@@ -134,7 +139,7 @@ impl Disk for SimDisk {
         if !self.is_live() {
             return pending().await;
         }
-        self.take_time(|latency| latency.read_us.clone()).await;
+        self.take_time(name, |latency| latency.read_us.clone()).await;
         let exists = self.platter().borrow().files.contains_key(name);
         match mode {
             OpenMode::Read | OpenMode::ReadWrite if !exists => {
@@ -154,7 +159,7 @@ impl Disk for SimDisk {
         }
         self.count_change();
         let covered: Vec<String> = self.platter().borrow().files.keys().cloned().collect();
-        self.take_time(|latency| latency.sync_us.clone()).await;
+        self.take_time("", |latency| latency.sync_us.clone()).await;
         let mut platter = self.platter().borrow_mut();
         if platter.strikes("", |faults| faults.sync_error, |fired| &mut fired.sync_error) {
             return Err(device("sync", ".", 0));
@@ -181,7 +186,7 @@ impl DiskFile for SimFile {
             return pending().await;
         }
         let room = self.disk.world.arena().room(len).await;
-        self.disk.take_time(|latency| latency.read_us.clone()).await;
+        self.disk.take_time(&self.name, |latency| latency.read_us.clone()).await;
         let mut platter = self.disk.platter().borrow_mut();
         if platter.strikes(&self.name, |faults| faults.read_error, |fired| &mut fired.read_error) {
             return Err(device("read", &self.name, at));
@@ -191,7 +196,9 @@ impl DiskFile for SimFile {
             let got = usize::try_from(there).expect("less than len, which is a usize");
             return Err(IoError::Short { name: self.name.to_string(), at, want: len, got });
         }
-        if platter.strikes(&self.name, |faults| faults.bit_flip, |fired| &mut fired.bit_flip) {
+        if platter.faults.may_lie_at(at)
+            && platter.strikes(&self.name, |faults| faults.bit_flip, |fired| &mut fired.bit_flip)
+        {
             let (byte, bit) = (at + platter.rng.random_range(0..len as u64), platter.rng.random());
             platter.media(&self.name).flip_bit(byte, bit);
         }
@@ -210,7 +217,7 @@ impl DiskFile for SimFile {
         });
         self.disk.detach(async move {
             let Some(write) = begun else { return pending().await };
-            file.disk.take_time(|latency| latency.write_us.clone()).await;
+            file.disk.take_time(&file.name, |latency| latency.write_us.clone()).await;
             let mut platter = file.disk.platter().borrow_mut();
             let platter = &mut *platter;
             let name = &*file.name;
@@ -219,11 +226,17 @@ impl DiskFile for SimFile {
                 media.fail(write, &mut platter.rng);
                 return Err(device("write", name, at));
             }
-            if platter.strikes(name, |faults| faults.lost_write, |fired| &mut fired.lost_write) {
+            let may_lie = platter.faults.may_lie_at(at);
+            if may_lie && platter.strikes(name, |faults| faults.lost_write, |fired| &mut fired.lost_write) {
                 platter.media(name).lose(write);
-            } else if platter.strikes(name, |faults| faults.misdirected_write, |fired| &mut fired.misdirected_write) {
-                let last = (file.len_bytes - buf.len() as u64) / SECTOR_BYTES as u64;
-                let sector = platter.rng.random_range(0..=last);
+            } else if may_lie
+                && platter.strikes(name, |faults| faults.misdirected_write, |fired| &mut fired.misdirected_write)
+            {
+                let whole = 0..file.len_bytes;
+                let within = platter.faults.lies_within.as_ref().unwrap_or(&whole);
+                let first = within.start / SECTOR_BYTES as u64;
+                let last = (within.end.min(file.len_bytes) - buf.len() as u64) / SECTOR_BYTES as u64;
+                let sector = platter.rng.random_range(first..=last);
                 platter.media(name).accept_elsewhere(write, sector);
             } else {
                 platter.media(name).accept(write);
@@ -240,7 +253,7 @@ impl DiskFile for SimFile {
         });
         self.disk.detach(async move {
             let Some(mark) = begun else { return pending().await };
-            file.disk.take_time(|latency| latency.sync_us.clone()).await;
+            file.disk.take_time(&file.name, |latency| latency.sync_us.clone()).await;
             let mut platter = file.disk.platter().borrow_mut();
             if platter.strikes(&file.name, |faults| faults.sync_error, |fired| &mut fired.sync_error) {
                 platter.media(&file.name).doubt(mark);

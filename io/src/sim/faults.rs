@@ -42,6 +42,28 @@ pub struct Faults {
     pub lost_write: OneIn,
     /// A write is reported done and landed elsewhere in the file.
     pub misdirected_write: OneIn,
+    /// An operation takes as long as [`Latency::spike_us`] says.
+    pub latency_spike: OneIn,
+    /// Rot, lost and misdirected writes strike only what begins here, and misdirected writes land here; `None`: anywhere.
+    pub lies_within: Option<Range<u64>>,
+}
+
+impl Faults {
+    /// Whether the disk may lie about what is at `at`.
+    pub(super) fn may_lie_at(&self, at: u64) -> bool {
+        self.lies_within.as_ref().is_none_or(|range| range.contains(&at))
+    }
+}
+
+/// What becomes of an unsynced write in a crash.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Survival {
+    /// It is there. Of a name: it stays; of a replaced file: it stays replaced.
+    Kept,
+    /// It never was. Of a name: it goes; of a replaced file: what it replaced is back.
+    Dropped,
+    /// Its first half is there. Of a name or a replaced file: as dropped.
+    Torn,
 }
 
 /// How often each fault has struck since the world began.
@@ -61,6 +83,8 @@ pub struct Fired {
     pub lost_write: u64,
     /// Writes misdirected.
     pub misdirected_write: u64,
+    /// Operations that took long.
+    pub latency_spike: u64,
     /// Crashes, asked for or by `crash_at`.
     pub crash: u64,
     /// Unsynced writes that a crash kept whole.
@@ -69,6 +93,8 @@ pub struct Fired {
     pub crash_dropped: u64,
     /// Unsynced writes that a crash tore.
     pub crash_torn: u64,
+    /// Unsynced writes that a crash kept though it dropped an earlier one.
+    pub crash_reordered: u64,
 }
 
 /// How long operations take, in virtual microseconds; each draws from its range.
@@ -80,10 +106,12 @@ pub struct Latency {
     pub write_us: Range<u64>,
     /// A sync.
     pub sync_us: Range<u64>,
+    /// Anything that [`Faults::latency_spike`] struck.
+    pub spike_us: Range<u64>,
 }
 
 impl Default for Latency {
     fn default() -> Self {
-        Latency { read_us: 60..200, write_us: 15..400, sync_us: 50..1_000 }
+        Latency { read_us: 60..200, write_us: 15..400, sync_us: 50..1_000, spike_us: 5_000..50_000 }
     }
 }

@@ -4,13 +4,13 @@
 //! succeeded; a crash keeps stable sectors and, of the rest, a seeded subset of writes, torn at 512 bytes; a write
 //! whose sync failed stays in doubt until it is overwritten and synced.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::rc::Rc;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::faults::Fired;
+use super::faults::{Fired, Survival};
 use crate::units::SECTOR_BYTES;
 
 /// The unit at which a crash tears a write.
@@ -45,6 +45,49 @@ struct Unsynced {
     bytes: Sector,
     order: u64,
     doubtful: bool,
+}
+
+/// Who decides what a crash leaves: the seed, or a list that begins with the last of the unsynced writes.
+pub(super) enum Chooser<'a> {
+    Drawn(&'a mut SmallRng),
+    Listed {
+        survival: &'a [Survival],
+        /// How many decisions are still to come.
+        left: usize,
+    },
+}
+
+impl Chooser<'_> {
+    fn listed(survival: &[Survival], left: &mut usize) -> Survival {
+        *left -= 1;
+        survival.get(*left).copied().unwrap_or(Survival::Kept)
+    }
+
+    /// Whether a name, or a replacement, that was not synced stays.
+    pub(super) fn keeps_name(&mut self) -> bool {
+        match self {
+            Chooser::Drawn(rng) => rng.random(),
+            Chooser::Listed { survival, left } => Chooser::listed(survival, left) == Survival::Kept,
+        }
+    }
+
+    /// So many decisions are not to be taken after all.
+    pub(super) fn skip(&mut self, count: usize) {
+        if let Chooser::Listed { left, .. } = self {
+            *left -= count;
+        }
+    }
+
+    fn fate(&mut self, sectors: u64) -> Fate {
+        match self {
+            Chooser::Drawn(rng) => Fate::draw(rng, sectors),
+            Chooser::Listed { survival, left } => match Chooser::listed(survival, left) {
+                Survival::Kept => Fate::Kept,
+                Survival::Dropped => Fate::Dropped,
+                Survival::Torn => Fate::Cut(sectors * TEARS as u64 / 2),
+            },
+        }
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -150,20 +193,38 @@ impl Media {
         self.current.insert(sector, rotten);
     }
 
+    /// How many decisions a crash would take here, at most.
+    pub(super) fn doubts(&self) -> usize {
+        let writes: HashSet<u64> = self.unsynced.iter().map(|unsynced| unsynced.write).collect();
+        let before = self.before.as_ref().map_or(0, |before| 1 + before.doubts());
+        writes.len() + self.in_flight.len() + before
+    }
+
     /// The power is cut: what was not stable survives in part.
-    pub(super) fn crash(&mut self, rng: &mut SmallRng, fired: &mut Fired) {
-        if let Some(before) = self.before.take()
-            && rng.random()
-        {
-            *self = *before;
-            return self.crash(rng, fired);
+    pub(super) fn crash(&mut self, chooser: &mut Chooser<'_>, fired: &mut Fired) {
+        if let Some(before) = self.before.take() {
+            if !chooser.keeps_name() {
+                chooser.skip(self.doubts());
+                *self = *before;
+                return self.crash(chooser, fired);
+            }
+            chooser.skip(before.doubts());
         }
         while let Some((write, (first, sectors))) = self.in_flight.pop_first() {
             self.put(write, first, sectors, false);
         }
+        let mut sectors_of: HashMap<u64, u64> = HashMap::new();
+        self.unsynced.iter().for_each(|unsynced| *sectors_of.entry(unsynced.write).or_default() += 1);
         let mut fates: HashMap<u64, (Fate, u64)> = HashMap::new();
+        let mut has_dropped = false;
         for Unsynced { write, sector, bytes, .. } in std::mem::take(&mut self.unsynced) {
-            let (fate, first) = *fates.entry(write).or_insert_with(|| (Fate::draw(rng, fired), sector));
+            let (fate, first) = *fates.entry(write).or_insert_with(|| {
+                let fate = chooser.fate(sectors_of[&write]);
+                fate.count(fired);
+                fired.crash_reordered += u64::from(has_dropped && matches!(fate, Fate::Kept));
+                has_dropped |= matches!(fate, Fate::Dropped);
+                (fate, sector)
+            });
             let mut merged = match self.stable.get(&sector) {
                 Some(old) => **old,
                 None => self.noise_of(sector),
@@ -200,15 +261,21 @@ impl Media {
 }
 
 impl Fate {
-    fn draw(rng: &mut SmallRng, fired: &mut Fired) -> Fate {
-        let (fate, count) = match rng.random_range(0..8) {
-            0..3 => (Fate::Kept, &mut fired.crash_kept),
-            3..5 => (Fate::Dropped, &mut fired.crash_dropped),
-            5..7 => (Fate::Cut(rng.random_range(0..64)), &mut fired.crash_torn),
-            _ => (Fate::Shredded(rng.random()), &mut fired.crash_torn),
-        };
-        *count += 1;
-        fate
+    fn draw(rng: &mut SmallRng, sectors: u64) -> Fate {
+        match rng.random_range(0..8) {
+            0..3 => Fate::Kept,
+            3..5 => Fate::Dropped,
+            5..7 => Fate::Cut(rng.random_range(0..sectors * TEARS as u64)),
+            _ => Fate::Shredded(rng.random()),
+        }
+    }
+
+    fn count(self, fired: &mut Fired) {
+        *match self {
+            Fate::Kept => &mut fired.crash_kept,
+            Fate::Dropped => &mut fired.crash_dropped,
+            Fate::Cut(_) | Fate::Shredded(_) => &mut fired.crash_torn,
+        } += 1;
     }
 
     /// Whether the write's 512-byte unit number `unit` survives.

@@ -112,6 +112,11 @@ impl FillTable {
         self.keys.borrow().get(&identity).is_some_and(|of_key| of_key.changes > 0)
     }
 
+    /// Whether an append of the key may still publish.
+    pub(crate) fn is_filling(&self, identity: Identity) -> bool {
+        self.keys.borrow().get(&identity).is_some_and(|of_key| !of_key.validities.is_empty())
+    }
+
     /// The validity of an append that begins now: already cleared while a change of the key is in progress.
     pub(crate) fn validity(&self, identity: Identity) -> Validity {
         let validity = Validity::default();

@@ -198,8 +198,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let mut frame = self.disk.buffer(frame_bytes(payload.len())).await;
         let (ring, at, is_checkpoint_due) = {
             let mut state = self.state.borrow_mut();
+            let laps_before = state.journal.laps();
             let at = state.journal.append(self.superblock.store_id, payload, record_count, &mut frame);
             state.counters.commits += 1;
+            state.counters.journal_wraps += state.journal.laps() - laps_before;
             (state.journal.ring, at, state.journal.is_checkpoint_due())
         };
         if is_checkpoint_due {

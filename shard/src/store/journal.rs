@@ -77,11 +77,20 @@ pub struct Journal {
 }
 
 impl Journal {
-    /// A journal whose records up to `head` are published; the newest checkpoint covers what is before `covered_until`.
+    /// A journal whose records up to `head` are published; the newest checkpoint covers what is before `covered_until`,
+    /// the one before it, if it is there, what is before `covered_before`.
     #[must_use]
-    pub fn new(ring: Ring, head: Point, covered_until: u64, synced_through: u64) -> Journal {
+    pub fn new(
+        ring: Ring,
+        head: Point,
+        covered_until: u64,
+        covered_before: Option<u64>,
+        synced_through: u64,
+    ) -> Journal {
         assert!(head.position - covered_until <= ring.len_bytes, "the journal is never longer than its ring");
-        let (published, free_from) = (head, covered_until);
+        // Where the older checkpoint's journal has been written over, it is of no use any more.
+        let before = covered_before.filter(|before| head.position.saturating_sub(*before) <= ring.len_bytes);
+        let (published, free_from) = (head, before.unwrap_or(covered_until).min(covered_until));
         Journal { ring, head, published, synced_through, in_doubt_bytes: 0, covered_until, free_from }
     }
 
@@ -90,6 +99,12 @@ impl Journal {
     pub fn payload_bytes_max(&self) -> usize {
         let frame_bytes_max = (self.ring.len_bytes / 8).min(FRAME_BYTES_MAX) as usize;
         frame_bytes_max / SECTOR_BYTES * SECTOR_BYTES - FRAME_HEADER_BYTES
+    }
+
+    /// How often the ring was filled.
+    #[must_use]
+    pub fn laps(&self) -> u64 {
+        self.head.position / self.ring.len_bytes
     }
 
     /// Bytes that may not be overwritten: what is behind the last checkpoint but one.
@@ -183,7 +198,7 @@ mod tests {
     #[test]
     fn i11_a_full_journal_takes_nothing_until_a_checkpoint_frees_it() {
         let ring = Ring { at: 8192, len_bytes: JOURNAL_BYTES_MIN };
-        let mut journal = Journal::new(ring, Point::BEGIN, 0, 0);
+        let mut journal = Journal::new(ring, Point::BEGIN, 0, None, 0);
         let mut frame = vec![0; 8192];
         for _ in 0..8 {
             assert!(journal.fits(5000));

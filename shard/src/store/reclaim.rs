@@ -84,8 +84,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let listed = footer::read(&self.slab, self.superblock.store_id, epoch, region_at, region_end).await;
         let mut dirty = match listed {
             Some(identities) => self.evict_clean(region, &identities).await,
-            None => self.evict_scanning(region).await,
+            None => {
+                self.change(|state| state.counters.footers_missing += 1);
+                self.evict_scanning(region).await
+            }
         };
+        self.change(|state| state.counters.reclaimed_dirty += u64::from(!dirty.is_empty()));
         loop {
             for wave in waves(std::mem::take(&mut dirty)) {
                 match self.move_all(region, wave).await {
@@ -94,7 +98,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 }
             }
             self.change(|state| state.settle(region));
-            if self.state.borrow().regions.at(region).live == 0 {
+            let (live, pins) = {
+                let state = self.state.borrow();
+                (state.regions.at(region).live, state.regions.at(region).pins)
+            };
+            if live == 0 {
+                self.change(|state| state.counters.reclaims_pinned += u64::from(pins > 0));
                 return Reclaimed::Emptied;
             }
             // A footer that misses entries, or blocks that were flushed before they could be moved.
@@ -162,7 +171,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Appends a dirty block again. Nothing happens if it was flushed or superseded meanwhile.
     async fn move_one(self: &Rc<Self>, entry: Entry) -> Result<(), Stuck> {
         let from = entry.place().expect("a block has a place");
-        let Some(put) = self.state.borrow().dirty_at(&entry, from) else { return Ok(()) };
+        let Some(put) = self.state.borrow().dirty_at(&entry, from) else {
+            self.change(|state| state.count_overtaken(&entry));
+            return Ok(());
+        };
         let Record::Put(put) = put else { return Ok(()) };
         let located = self.locate_entry(&entry);
         let content = self.read_whole(&located).await;
@@ -170,7 +182,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let content = match content {
             Ok(content) => content,
             // Superseded and rotten is of no interest any more.
-            Err(_) if self.state.borrow().dirty_at(&entry, from).is_none() => return Ok(()),
+            Err(_) if self.state.borrow().dirty_at(&entry, from).is_none() => {
+                self.change(|state| state.count_overtaken(&entry));
+                return Ok(());
+            }
             Err(error) => return Err(Stuck::Unreadable(error)),
         };
         assert_eq!(content.len(), put.len_bytes as usize, "what was verified has its length");
@@ -179,7 +194,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let decided = self.place(draft).await.map_err(Stuck::NoPlace)?;
         match decided.await {
             Ok(Ok(Appended::Published)) => self.change(|state| state.counters.relocated += 1),
-            Ok(Ok(Appended::Invalidated)) => {}
+            Ok(Ok(Appended::Invalidated)) => self.change(|state| state.count_overtaken(&entry)),
             Ok(Err(error)) => return Err(Stuck::NoPlace(error)),
             Err(_) => return Err(Stuck::NoPlace(StoreError::Closing)),
         }
@@ -208,6 +223,17 @@ impl State {
                 EntryIs::Dirty => dirty.push(*entry),
                 EntryIs::Tombstone => unreachable!("a tombstone has no place"),
             }
+        }
+    }
+
+    /// Counts by what a block was overtaken that was to be moved.
+    fn count_overtaken(&mut self, entry: &Entry) {
+        let counters = &mut self.counters;
+        match self.index.find(entry.identity()) {
+            Some(current) if current.state() == EntryIs::Tombstone => counters.relocations_deleted += 1,
+            Some(current) if current.generation() > entry.generation() => counters.relocations_overwritten += 1,
+            // A tombstone that was flushed meanwhile leaves nothing behind, as a flush and an eviction do.
+            Some(_) | None => counters.relocations_flushed += 1,
         }
     }
 

@@ -64,8 +64,12 @@ pub async fn load<D: Disk, R: Runtime>(
         }
     }
     slots.sort_by_key(|reader| std::cmp::Reverse(reader.header.number));
+    let points: Vec<(u64, u64)> = slots.iter().map(|slot| (slot.header.number, slot.header.from.position)).collect();
     for reader in slots {
-        let mut replay = Replay::begin(slab, superblock, node, reader.header.from).await?;
+        // What the older slot needs of the journal stays, so that either can be recovered from in this run too.
+        let before =
+            points.iter().find(|(number, _)| number + 1 == reader.header.number).map(|(_, position)| *position);
+        let mut replay = Replay::begin(slab, superblock, node, reader.header.from, before).await?;
         replay.state.checkpoint_number = reader.header.number;
         replay.saw(reader.header.next_generation, 0);
         let is_whole = reader.read(|frame| replay.apply_payload(frame.payload, frame.head.record_count)).await?;
@@ -99,10 +103,11 @@ impl<'a> Replay<'a> {
         superblock: &'a Superblock,
         node: &'a NodeIdentity,
         from: Point,
+        covered_before: Option<u64>,
     ) -> Result<Replay<'a>, IoError> {
         let ring = Ring { at: Superblock::JOURNAL_AT, len_bytes: superblock.journal_bytes };
         let scanned = scan(slab, superblock.store_id, ring, from).await?;
-        let journal = Journal::new(ring, scanned.end, from.position, scanned.synced_through);
+        let journal = Journal::new(ring, scanned.end, from.position, covered_before, scanned.synced_through);
         let state = State {
             index: Default::default(),
             extensions: Default::default(),
@@ -227,6 +232,7 @@ impl<'a> Replay<'a> {
         if !self.is_possible(put) {
             self.rejected.malformed += 1;
         } else if self.hides(put.identity, put.generation) {
+            self.rejected.outlived += u64::from(self.is_current(put));
         } else if self.is_current(put) {
             self.stale.remove(&put.identity);
             self.state.publish_put(put, &PutMode::Replay);
@@ -236,6 +242,7 @@ impl<'a> Replay<'a> {
             match current {
                 Some(entry) if entry.generation() > put.generation => {}
                 Some(entry) => {
+                    self.rejected.outlived += 1;
                     self.state.take_out(entry);
                     self.stale.insert(put.identity, put.generation);
                 }

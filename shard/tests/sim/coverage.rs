@@ -1,0 +1,207 @@
+//! How often each fault fired and each rare state was reached, counted by the disk, the origin and the engine itself.
+//!
+//! Filled by `run` at the end of each life, summed over runs and judged by `campaign`: what was never reached was not
+//! tested, and fails a run that asked for coverage.
+
+use std::fmt::Write;
+
+use forebay_io::sim::Fired;
+use forebay_shard::outcome::DeclinedReason;
+use forebay_shard::shard::RecoveryReport;
+use forebay_shard::sim_origin::OriginFired;
+use forebay_shard::stats::ShardStats;
+
+/// What can be reached, in the order of the table.
+const NAMES: &[&str] = &[
+    // The disk.
+    "disk: EIO on read",
+    "disk: EIO on write",
+    "disk: EIO on sync",
+    "disk: ENOSPC",
+    "disk: bit flipped",
+    "disk: write lost",
+    "disk: write misdirected",
+    "disk: latency spike",
+    "crash",
+    "crash: unsynced write kept",
+    "crash: unsynced write dropped",
+    "crash: unsynced write torn",
+    "crash: writes reordered",
+    "crash in recovery",
+    // The origin.
+    "origin: slow",
+    "origin: unreachable",
+    "origin: error on fetch",
+    "origin: error on store",
+    "origin: error on head",
+    "origin: error on delete",
+    "origin: wrong length",
+    "origin: wrong bytes",
+    "origin: reset mid-body",
+    "origin: precondition failed",
+    "origin: unknown outcome of a store",
+    "origin: unknown outcome of a delete",
+    // The journal and its checkpoints.
+    "checkpoint torn",
+    "journal wrap",
+    "journal frame torn",
+    "payload torn",
+    "superblock copy damaged",
+    "clean close and open",
+    // Regions.
+    "reclaim of a region with dirty records",
+    "reclaim waited for a reader's pin",
+    "relocation of a dirty block",
+    "relocation raced by overwrite",
+    "relocation raced by delete",
+    "relocation raced by flush",
+    "footer torn or missing",
+    "region quarantined",
+    "newer record's region died before the older's",
+    "disk full of dirty and pinned",
+    "writes refused after a failed sync",
+    // Fills and flushes.
+    "fill raced by put",
+    "fill raced by delete",
+    "fill raced by purge",
+    "fill joined",
+    "fill abandoned",
+    "fill failed",
+    "flush raced by delete",
+    "flush raced by delete and put",
+    "flush failed",
+    "conflict at the origin",
+    "dirty budget full",
+    "put refused",
+    "put unchanged",
+    // Rot.
+    "clean block rotted",
+    "dirty block rotted: repaired from memory",
+    "dirty block rotted: lost",
+];
+
+/// Counts by name.
+#[derive(Clone)]
+pub struct Coverage(Vec<u64>);
+
+impl Default for Coverage {
+    fn default() -> Self {
+        Coverage(vec![0; NAMES.len()])
+    }
+}
+
+impl Coverage {
+    fn add_to(&mut self, name: &str, count: u64) {
+        let index = NAMES.iter().position(|known| *known == name).expect("every state is in the table");
+        self.0[index] += count;
+    }
+
+    /// One more of something that the director itself does.
+    pub fn one(&mut self, name: &str) {
+        self.add_to(name, 1);
+    }
+
+    /// Adds another run's counts.
+    pub fn add(&mut self, other: &Coverage) {
+        self.0.iter_mut().zip(&other.0).for_each(|(sum, count)| *sum += count);
+    }
+
+    /// What struck in a whole run.
+    pub fn add_faults(&mut self, disk: &Fired, origin: &OriginFired) {
+        for (name, count) in [
+            ("disk: EIO on read", disk.read_error),
+            ("disk: EIO on write", disk.write_error),
+            ("disk: EIO on sync", disk.sync_error),
+            ("disk: ENOSPC", disk.no_space),
+            ("disk: bit flipped", disk.bit_flip),
+            ("disk: write lost", disk.lost_write),
+            ("disk: write misdirected", disk.misdirected_write),
+            ("disk: latency spike", disk.latency_spike),
+            ("crash", disk.crash),
+            ("crash: unsynced write kept", disk.crash_kept),
+            ("crash: unsynced write dropped", disk.crash_dropped),
+            ("crash: unsynced write torn", disk.crash_torn),
+            ("crash: writes reordered", disk.crash_reordered),
+            ("origin: slow", origin.slow),
+            ("origin: unreachable", origin.link_down),
+            ("origin: error on fetch", origin.fetch_error),
+            ("origin: error on store", origin.store_error),
+            ("origin: error on head", origin.head_error),
+            ("origin: error on delete", origin.delete_error),
+            ("origin: wrong length", origin.wrong_length),
+            ("origin: wrong bytes", origin.wrong_bytes),
+            ("origin: reset mid-body", origin.reset),
+            ("origin: precondition failed", origin.precondition_failed),
+            ("origin: unknown outcome of a store", origin.store_unknown),
+            ("origin: unknown outcome of a delete", origin.delete_unknown),
+        ] {
+            self.add_to(name, count);
+        }
+    }
+
+    /// What a shard met in one life.
+    pub fn add_life(&mut self, stats: &ShardStats) {
+        let (counts, store) = (&stats.counts, &stats.store);
+        let declined = |reason| stats.declined.get(&reason).copied().unwrap_or(0);
+        for (name, count) in [
+            ("journal wrap", store.journal_wraps),
+            ("reclaim of a region with dirty records", store.reclaimed_dirty),
+            ("reclaim waited for a reader's pin", store.reclaims_pinned),
+            ("relocation of a dirty block", store.relocated),
+            ("relocation raced by overwrite", store.relocations_overwritten),
+            ("relocation raced by delete", store.relocations_deleted),
+            ("relocation raced by flush", store.relocations_flushed),
+            ("footer torn or missing", store.footers_missing),
+            ("region quarantined", store.regions_quarantined),
+            ("disk full of dirty and pinned", declined(DeclinedReason::DiskFull)),
+            ("writes refused after a failed sync", declined(DeclinedReason::DiskFault)),
+            ("fill raced by put", counts.fills_raced_by_put),
+            ("fill raced by delete", counts.fills_raced_by_delete),
+            ("fill raced by purge", counts.fills_raced_by_purge),
+            ("fill joined", counts.collapsed),
+            ("fill abandoned", counts.fills_abandoned),
+            ("fill failed", counts.fills_failed),
+            ("flush raced by delete", counts.flushes_raced_by_delete),
+            ("flush raced by delete and put", counts.flushes_raced_by_put),
+            ("flush failed", counts.flushes_failed),
+            ("conflict at the origin", counts.conflicts),
+            ("dirty budget full", declined(DeclinedReason::DirtyFull)),
+            ("put refused", counts.puts_refused),
+            ("put unchanged", counts.puts_unchanged),
+            ("clean block rotted", counts.rot),
+            ("dirty block rotted: repaired from memory", counts.repaired),
+            ("dirty block rotted: lost", counts.lost),
+        ] {
+            self.add_to(name, count);
+        }
+    }
+
+    /// What a recovery met.
+    pub fn add_recovery(&mut self, report: &RecoveryReport) {
+        let rejected = &report.rejected;
+        for (name, count) in [
+            ("checkpoint torn", rejected.checkpoint_slots),
+            ("journal frame torn", rejected.torn_frames),
+            ("payload torn", rejected.torn_payload),
+            ("superblock copy damaged", rejected.superblocks),
+            ("newer record's region died before the older's", rejected.outlived),
+        ] {
+            self.add_to(name, count);
+        }
+    }
+
+    /// What was never reached.
+    pub fn missing(&self) -> Vec<&'static str> {
+        NAMES.iter().zip(&self.0).filter(|(_, count)| **count == 0).map(|(name, _)| *name).collect()
+    }
+
+    /// The table, one line each.
+    pub fn table(&self) -> String {
+        let mut table = String::new();
+        for (name, count) in NAMES.iter().zip(&self.0) {
+            let mark = if *count == 0 { "  NEVER" } else { "" };
+            writeln!(table, "  {name:<46} {count:>12}{mark}").expect("a String takes everything");
+        }
+        table
+    }
+}

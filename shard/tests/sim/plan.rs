@@ -1,0 +1,213 @@
+//! Everything that a seed decides before its run begins: the shape of the disk, budgets, keys, faults, pauses.
+//!
+//! All sizes are tiny, so that rare things happen: a journal of sixteen sectors wraps with every sixteenth commit, a
+//! store of twelve regions reclaims all the time. Read by `run` and `client`.
+
+use std::ops::Range;
+use std::time::Duration;
+
+use forebay_io::sim::{Faults, Latency, OneIn};
+use forebay_io::superblock::Superblock;
+use forebay_shard::config::{Access, DirtyFull, Geometry, ShardConfig, SyncMode, VolumeConfig, WriteMode};
+use forebay_shard::key::BlockKey;
+use forebay_shard::sim_origin::OriginFaults;
+use rand::Rng;
+use rand::rngs::SmallRng;
+
+use super::universe::{Subject, Universe, VERSIONS, content};
+
+/// What may go wrong on the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DiskMode {
+    /// It keeps its contract; the power may fail at any moment.
+    Honest,
+    /// As honest, but it fails reads, writes, syncs and creations, and says so.
+    Failing,
+    /// It rots, loses and misdirects writes, and says nothing. The power fails only when nothing is in doubt: what such a
+    /// disk loses of the last commit before a power cut nobody can tell from what was never acknowledged.
+    Lying,
+}
+
+/// Who writes which key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Writers {
+    /// Each key has one writer: the model then knows every state.
+    Own,
+    /// Everybody writes every key.
+    Shared,
+}
+
+/// A run's plan.
+pub struct Plan {
+    pub geometry: Geometry,
+    pub config: ShardConfig,
+    pub universe: Universe,
+    pub disk: DiskMode,
+    pub writers: Writers,
+    pub clients: usize,
+    /// Between two verbs of a client.
+    pub pause_us: Range<u64>,
+    pub latency: Latency,
+    pub origin_latency_us: Range<u64>,
+    pub frame_bytes_max: usize,
+    /// How likely the origin can be reached when that changes.
+    pub link_up_percent: u32,
+}
+
+fn one_of<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
+    choices[rng.random_range(0..choices.len())].clone()
+}
+
+impl Plan {
+    pub fn draw(rng: &mut SmallRng) -> Plan {
+        let is_large = rng.random_range(0..40) == 0;
+        let (region_bytes, region_count, block_bytes_max) = match is_large {
+            // Blocks of several pieces.
+            true => (8 << 20, 8, 2_500_000),
+            false => one_of(
+                rng,
+                &[(32 << 10, 8, 4 << 10), (32 << 10, 16, 4 << 10), (64 << 10, 12, 8 << 10), (256 << 10, 10, 32 << 10)],
+            ),
+        };
+        let journal_bytes = one_of(rng, &[64 << 10, 64 << 10, 128 << 10, 512 << 10]);
+        let geometry = Geometry { region_bytes, region_count, journal_bytes };
+        let disk = match rng.random_range(0..10) {
+            0..5 => DiskMode::Honest,
+            5..8 => DiskMode::Failing,
+            _ => DiskMode::Lying,
+        };
+        let clients = rng.random_range(3..8);
+        Plan {
+            geometry,
+            config: config(rng, geometry, block_bytes_max),
+            universe: universe(rng, geometry, block_bytes_max, clients),
+            disk,
+            writers: if rng.random_range(0..4) == 0 { Writers::Shared } else { Writers::Own },
+            clients,
+            pause_us: one_of(rng, &[0..200, 0..2_000, 0..20_000]),
+            latency: latency(rng),
+            origin_latency_us: one_of(rng, &[50..1_000, 500..20_000, 5_000..6_000]),
+            link_up_percent: one_of(rng, &[10, 75, 75, 95]),
+            frame_bytes_max: if is_large { 256 << 10 } else { one_of(rng, &[900, 5_000, 16 << 10]) },
+        }
+    }
+
+    /// What the disk does wrong from now on.
+    pub fn draw_disk_faults(&self, rng: &mut SmallRng) -> Faults {
+        let spikes = Faults { latency_spike: OneIn(one_of(rng, &[0, 50, 300])), ..Faults::default() };
+        let mut odds =
+            |low: u32, high: u32| OneIn(if rng.random_range(0..2) == 0 { 0 } else { rng.random_range(low..high) });
+        match self.disk {
+            DiskMode::Honest => spikes,
+            DiskMode::Failing => Faults {
+                read_error: odds(20, 200),
+                write_error: odds(60, 400),
+                sync_error: odds(100, 400),
+                no_space: odds(2, 20),
+                ..spikes
+            },
+            DiskMode::Lying => Faults {
+                bit_flip: odds(20, 100),
+                lost_write: odds(20, 100),
+                misdirected_write: odds(20, 100),
+                lies_within: Some(self.region_bytes_in_slab()),
+                ..spikes
+            },
+        }
+    }
+
+    /// Where in the slab the regions are.
+    pub fn region_bytes_in_slab(&self) -> Range<u64> {
+        let at = Superblock::JOURNAL_AT + self.geometry.journal_bytes;
+        at..at + self.geometry.region_bytes * u64::from(self.geometry.region_count)
+    }
+}
+
+/// What the origin does wrong from now on.
+pub fn draw_origin_faults(rng: &mut SmallRng) -> OriginFaults {
+    let is_well = rng.random_range(0..3) == 0;
+    let mut odds = || if is_well || rng.random_range(0..3) > 0 { 0 } else { rng.random_range(3..20) };
+    OriginFaults {
+        fetch_error: odds(),
+        reset: odds(),
+        wrong_length: odds(),
+        wrong_bytes: odds(),
+        store_error: odds(),
+        store_unknown: odds(),
+        head_error: odds(),
+        delete_error: odds(),
+        delete_unknown: odds(),
+        slow: odds(),
+    }
+}
+
+fn latency(rng: &mut SmallRng) -> Latency {
+    let spike_us = one_of(rng, &[2_000..10_000, 5_000..100_000]);
+    match rng.random_range(0..4) {
+        0 => Latency { spike_us, ..Latency::default() },
+        1 => Latency { read_us: 10..20, write_us: 10..20, sync_us: 10..50, spike_us },
+        // Reads that take longer than commits: what was located is long gone when it is read.
+        2 => Latency { read_us: 100..5_000, write_us: 10..100, sync_us: 50..300, spike_us },
+        _ => Latency { read_us: 2_000..20_000, write_us: 10..20, sync_us: 10..50, spike_us },
+    }
+}
+
+/// `back` declines when its dirty budget is full, `spill` then writes through, `through` always does.
+fn config(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32) -> ShardConfig {
+    let volume = |name: &str, write_mode, dirty_full| VolumeConfig {
+        name: name.into(),
+        block_bytes_max,
+        write_mode,
+        dirty_full,
+        access: Access::ReadWrite,
+    };
+    let slab_bytes = geometry.region_bytes * u64::from(geometry.region_count);
+    ShardConfig {
+        shard: 0,
+        volumes: vec![
+            volume("back", WriteMode::Back, DirtyFull::Decline),
+            volume("spill", WriteMode::Back, DirtyFull::WriteThrough),
+            volume("through", WriteMode::Through, DirtyFull::Decline),
+        ],
+        memory_tier_bytes: one_of(rng, &[0, 0, slab_bytes / 20, slab_bytes]),
+        fill_bytes_max: u64::from(block_bytes_max) * one_of(rng, &[2, 8, 64]),
+        dirty_bytes_max: one_of(rng, &[slab_bytes / 20, slab_bytes / 4, slab_bytes / 2]),
+        sync: SyncMode::Always,
+        flush_parallelism: rng.random_range(1..5),
+        commit_delay: one_of(rng, &[Duration::ZERO, Duration::ZERO, Duration::from_micros(700)]),
+        fills_max: one_of(rng, &[2, 64]),
+    }
+}
+
+fn universe(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32, clients: usize) -> Universe {
+    let written = clients * one_of(rng, &[2, 4, 6, 12]);
+    let pad = "x".repeat(one_of(rng, &[0, 0, 0, 300, 1_000]));
+    let slab_bytes = geometry.region_bytes * u64::from(geometry.region_count);
+    // Together more than the slab, so that reading them turns it over.
+    let fillers = (slab_bytes * 3 / u64::from(block_bytes_max)).clamp(8, 60) as usize;
+    let mut salt = rng.random::<u64>() | 1;
+    let mut new_content = |rng: &mut SmallRng, is_first: bool| {
+        let len = match rng.random_range(0..12) {
+            0 if is_first => 0,
+            0..4 => rng.random_range(16..700),
+            4..7 => rng.random_range(700..4_096.min(block_bytes_max)),
+            7 => 4_096,
+            8 => block_bytes_max,
+            _ => rng.random_range(block_bytes_max / 2..block_bytes_max),
+        };
+        salt = salt.wrapping_add(2);
+        content(salt, len as usize)
+    };
+    let mut subjects = Vec::with_capacity(written + fillers);
+    for index in 0..written {
+        let volume = ["back", "back", "spill", "through"][index % 4];
+        let versions = (0..VERSIONS).map(|version| new_content(rng, version == 0)).collect();
+        subjects.push(Subject { key: BlockKey::new(volume.into(), format!("key/{index}/{pad}")), versions });
+    }
+    for index in 0..fillers {
+        let volume = ["back", "through"][index % 2];
+        let versions = vec![new_content(rng, false)];
+        subjects.push(Subject { key: BlockKey::new(volume.into(), format!("filler/{index}")), versions });
+    }
+    Universe::new(subjects, written)
+}

@@ -1,0 +1,355 @@
+//! One run: lives of one machine, each with clients at work and an end (a power cut anywhere, a clean close, a disk that
+//! failed), a recovery that is judged, and at last everything well again and all of it at the origin.
+//!
+//! Called by `campaign` and `tests/sim.rs`. After each slice of a life `Shard::check` runs and the truth of every key is
+//! compared with the model. Violations panic; `campaign` turns them into a report.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Duration;
+
+use forebay_io::sim::{Crashed, Faults, SimWorld};
+use forebay_io::{Disk, OpenMode, Runtime};
+use forebay_shard::dirty::Standing;
+use forebay_shard::sim_origin::{Link, OriginFaults};
+use rand::rngs::SmallRng;
+use rand::{Rng, SeedableRng};
+
+use super::client::{Client, Shared};
+use super::coverage::Coverage;
+use super::history::{self, DIRECTOR, NO_KEY};
+use super::machine::{Machine, SLAB};
+use super::model::KeyModel;
+use super::plan::{DiskMode, Plan, draw_origin_faults};
+use super::reader::{Answer, Reader};
+use super::truth::Truth;
+
+/// A verb that takes longer, in virtual time, never ends.
+const VERB_MAX: Duration = Duration::from_secs(600);
+
+/// What a run without a violation was.
+pub struct Ran {
+    /// Verbs begun.
+    pub ops: u64,
+    /// Over all that happened.
+    pub digest: u128,
+    pub coverage: Coverage,
+}
+
+/// Runs one seed to its end, at least `steps` verbs.
+///
+/// # Panics
+/// On a violation.
+pub fn run(world: SimWorld, seed: u64, steps: u64) -> Ran {
+    history::begin();
+    let mut rng = SmallRng::seed_from_u64(seed);
+    let plan = Plan::draw(&mut rng);
+    let machine = Machine::new(world, seed, plan.geometry, plan.config.clone());
+    machine.world.set_latency(plan.latency.clone());
+    machine.origin.set_latency_us(plan.origin_latency_us.clone());
+    machine.origin.set_frame_bytes_max(plan.frame_bytes_max);
+    let models = stock_origin(&machine, &plan, &mut rng);
+    let clients = plan.clients;
+    let shared =
+        Shared { plan, models, quota: Cell::new(0), ops: Cell::new(0), busy_since: RefCell::new(vec![None; clients]) };
+    let mut director = Director {
+        machine,
+        shared: Rc::new(shared),
+        rng,
+        coverage: Coverage::default(),
+        slot_damaged: false,
+        closed: false,
+    };
+    director.reopen();
+    while director.shared.ops.get() < steps {
+        director.live(steps);
+    }
+    director.settle();
+    let Director { machine, shared, mut coverage, .. } = director;
+    coverage.add_faults(&machine.world.fired(), &machine.origin.fired());
+    history::note(machine.world.runtime().now(), DIRECTOR, NO_KEY, "changes of the disk", machine.world.changes());
+    Ran { ops: shared.ops.get(), digest: history::digest(), coverage }
+}
+
+/// What the origin holds before anybody begins.
+fn stock_origin(machine: &Machine, plan: &Plan, rng: &mut SmallRng) -> Vec<RefCell<KeyModel>> {
+    let universe = &plan.universe;
+    let models = universe.subjects.iter().enumerate().map(|(index, subject)| {
+        let is_filler = index >= universe.written;
+        let body = subject.versions[0].body.clone();
+        RefCell::new(match rng.random_range(0..6) {
+            0 => {
+                machine.origin.insert(&subject.key, body, Some("by-others"));
+                KeyModel::stored_by_others(index)
+            }
+            choice if choice == 1 || is_filler => {
+                machine.origin.insert(&subject.key, body, None);
+                KeyModel::new(index, Some(0))
+            }
+            _ => KeyModel::new(index, None),
+        })
+    });
+    models.collect()
+}
+
+struct Director {
+    machine: Machine,
+    shared: Rc<Shared>,
+    rng: SmallRng,
+    coverage: Coverage,
+    /// One checkpoint slot may be damaged in a run: with both damaged the store may refuse to open.
+    slot_damaged: bool,
+    /// Both slots are whole after a clean close; after a power cut one of them may be torn already.
+    closed: bool,
+}
+
+/// How the work of a life ended.
+enum End {
+    /// All clients are done.
+    Rest,
+    /// The power failed.
+    Cut,
+}
+
+impl Director {
+    fn note(&self, what: &'static str, number: u64) {
+        history::note(self.machine.world.runtime().now(), DIRECTOR, NO_KEY, what, number);
+    }
+
+    /// One life, or one more stretch of it, from recovery to its end and the next recovery.
+    fn live(&mut self, steps: u64) {
+        let left = steps - self.shared.ops.get();
+        self.shared.quota.set(self.rng.random_range(20..500).min(left.max(1)));
+        self.machine.world.set_faults(self.shared.plan.draw_disk_faults(&mut self.rng));
+        if self.shared.plan.disk != DiskMode::Lying && self.rng.random_range(0..2) == 0 {
+            let change = self.machine.world.changes() + self.rng.random_range(1..400);
+            self.machine.world.crash_at(change);
+        }
+        self.note("a life begins", self.shared.quota.get());
+        match self.work() {
+            End::Cut => self.end_life(),
+            End::Rest => match self.rng.random_range(0..4) {
+                // The same life goes on, with other faults.
+                0 => return,
+                1 => {
+                    let shard = self.machine.shard().clone();
+                    if self.machine.world.run(async move { shard.close().await }).is_ok() {
+                        self.note("closed", 0);
+                        self.closed = true;
+                        self.coverage.one("clean close and open");
+                    }
+                    self.end_life();
+                }
+                _ => {
+                    self.clear_doubt();
+                    self.end_life();
+                }
+            },
+        }
+        self.reopen();
+    }
+
+    /// Lets the clients work until they are done or the power fails.
+    fn work(&mut self) -> End {
+        for number in 0..self.shared.plan.clients {
+            let (world, machine) = (&self.machine.world, &self.machine);
+            self.shared.busy_since.borrow_mut()[number] = Some(world.runtime().now());
+            let client = Client {
+                shared: Rc::clone(&self.shared),
+                shard: machine.shard().clone(),
+                disk: world.disk(),
+                origin: machine.origin.clone(),
+                runtime: world.runtime(),
+                rng: SmallRng::seed_from_u64(self.rng.random()),
+                number,
+            };
+            world.runtime().spawn(client.run());
+        }
+        while self.shared.busy_since.borrow().iter().any(Option::is_some) {
+            if self.rng.random_range(0..6) == 0 {
+                self.machine.origin.set_faults(draw_origin_faults(&mut self.rng));
+                let is_up = self.rng.random_range(0..100) < self.shared.plan.link_up_percent;
+                self.machine.origin.set_link(if is_up { Link::Up } else { Link::Down });
+            }
+            let slice = Duration::from_micros(self.rng.random_range(0..40_000));
+            if let Err(Crashed) = self.machine.world.run_for(slice) {
+                return End::Cut;
+            }
+            self.check();
+        }
+        End::Rest
+    }
+
+    /// After each slice: the engine's own invariants, and what every key is.
+    fn check(&self) {
+        self.machine.shard().check();
+        let truth = Truth::of(&self.machine, &self.shared.plan.universe);
+        for index in 0..self.shared.plan.universe.written {
+            let (state, allowed) = (truth.state(index), self.shared.models[index].borrow().allowed());
+            if !allowed.contains(state) {
+                history::violation(index, &format!("I3: the key is {state:?}, allowed {allowed:?}"));
+            }
+        }
+        let now = self.machine.world.runtime().now();
+        for (number, since) in self.shared.busy_since.borrow().iter().enumerate() {
+            let is_stuck = since.is_some_and(|since| now.since(since) > VERB_MAX);
+            assert!(!is_stuck, "a verb of client {number} has not ended after {VERB_MAX:?}");
+        }
+    }
+
+    /// On a disk that lies: two commits, so that nothing the clients were told is in doubt when the power fails.
+    fn clear_doubt(&mut self) {
+        if self.shared.plan.disk != DiskMode::Lying {
+            return;
+        }
+        self.machine.world.set_faults(Faults::default());
+        let shard = self.machine.shard().clone();
+        let scratch = forebay_shard::key::BlockKey::new("back".into(), "scratch");
+        let cleared = self.machine.world.run(async move {
+            shard.purge(&scratch).await;
+            shard.purge(&scratch).await;
+        });
+        assert!(cleared.is_ok(), "no crash is ordered on a disk that lies");
+    }
+
+    /// The power is off.
+    fn end_life(&mut self) {
+        self.coverage.add_life(&self.machine.shard().stats());
+        self.note("the power fails", self.machine.world.changes());
+        self.machine.crash();
+        self.machine.world.set_faults(Faults::default());
+        self.shared.models.iter().for_each(|model| model.borrow_mut().crash());
+        self.shared.busy_since.borrow_mut().iter_mut().for_each(|since| *since = None);
+        if self.shared.plan.disk == DiskMode::Lying && self.rng.random_range(0..2) == 0 {
+            self.damage();
+        }
+        self.closed = false;
+    }
+
+    /// Flips one bit where the store must stand it without losing anything but what it hit.
+    fn damage(&mut self) {
+        let regions = self.shared.plan.region_bytes_in_slab();
+        let bit = self.rng.random_range(0..8);
+        let (name, at) = match self.rng.random_range(0..3) {
+            0 => (SLAB.to_owned(), self.rng.random_range(0..8_192)),
+            1 if self.closed && !self.slot_damaged => {
+                self.slot_damaged = true;
+                let slots: Vec<String> =
+                    self.machine.world.file_names().into_iter().filter(|name| name != SLAB).collect();
+                (slots[self.rng.random_range(0..slots.len())].clone(), self.rng.random_range(0..8_192))
+            }
+            _ => (SLAB.to_owned(), self.rng.random_range(regions)),
+        };
+        self.note("a bit flips", at);
+        self.machine.world.flip_bit(&name, at, bit);
+    }
+
+    /// Recovers, maybe through further crashes and failing reads, and judges what is there.
+    fn reopen(&mut self) {
+        loop {
+            let is_lying = self.shared.plan.disk == DiskMode::Lying;
+            // No order is left over from the life before.
+            self.machine.world.crash_at(u64::MAX);
+            if !is_lying && self.rng.random_range(0..3) == 0 {
+                let change = self.machine.world.changes() + self.rng.random_range(0..12);
+                self.machine.world.crash_at(change);
+            }
+            let is_failing = self.shared.plan.disk == DiskMode::Failing && self.rng.random_range(0..3) == 0;
+            if is_failing {
+                self.machine.world.set_faults(self.shared.plan.draw_disk_faults(&mut self.rng));
+            }
+            let opened = self.machine.open();
+            self.machine.world.set_faults(Faults::default());
+            match opened {
+                Ok(Ok(report)) => {
+                    self.coverage.add_recovery(&report);
+                    self.note("recovered", report.entries);
+                    return self.judge();
+                }
+                Ok(Err(error)) => {
+                    assert!(is_failing, "the store refuses to open: {error:?}");
+                    self.note("the disk failed during recovery", 0);
+                    self.machine.crash();
+                }
+                Err(Crashed) => {
+                    self.coverage.one("crash in recovery");
+                    self.note("the power fails during recovery", 0);
+                }
+            }
+        }
+    }
+
+    /// After a recovery every key is in one state, which must have been possible.
+    fn judge(&mut self) {
+        self.machine.shard().check();
+        let truth = Truth::of(&self.machine, &self.shared.plan.universe);
+        for index in 0..self.shared.plan.universe.written {
+            history::note(
+                self.machine.world.runtime().now(),
+                DIRECTOR,
+                index,
+                "recovered as version (0: absent)",
+                truth.state(index).map_or(0, |version| u64::from(version) + 1),
+            );
+            self.shared.models[index].borrow_mut().recovered(truth.state(index), truth.dirty_over(index));
+        }
+    }
+
+    /// With everything well again all of it reaches the origin, and everybody agrees.
+    fn settle(&mut self) {
+        self.machine.world.crash_at(u64::MAX);
+        self.machine.world.set_faults(Faults::default());
+        self.machine.origin.set_faults(OriginFaults::default());
+        self.machine.origin.set_link(Link::Up);
+        if self.machine.shard().stats().store.regions_quarantined > 0 || self.shared.plan.disk == DiskMode::Failing {
+            // A failed store takes no writes until its restart.
+            self.end_life();
+            self.reopen();
+            self.machine.world.crash_at(u64::MAX);
+        }
+        let shard = self.machine.shard().clone();
+        let report = self.machine.world.block_on(async move { shard.flush_all(Duration::from_secs(3_600)).await });
+        self.check();
+        assert_eq!(report.remaining, report.conflicts + report.lost, "everything is flushed: {report:?}");
+        for item in self.machine.shard().dirty_items(usize::MAX) {
+            let index = self.shared.plan.universe.index(&item.key);
+            if item.standing == Standing::Conflict && !self.shared.models[index].borrow().contested {
+                history::violation(index, "a conflict, but nobody else ever stored anything");
+            }
+        }
+        assert!(report.lost == 0 || self.shared.plan.disk == DiskMode::Lying, "nothing rots: {report:?}");
+        self.read_everything();
+        self.coverage.add_life(&self.machine.shard().stats());
+    }
+
+    fn read_everything(&self) {
+        let universe = &self.shared.plan.universe;
+        let truth = Truth::of(&self.machine, universe);
+        let disk = self.machine.world.disk();
+        for index in 0..universe.written {
+            let allowed = self.shared.models[index].borrow().allowed();
+            let is_contested = self.shared.models[index].borrow().contested;
+            let shard = self.machine.shard().clone();
+            let answer = self.machine.world.block_on(async {
+                let slab = disk.open(SLAB, OpenMode::Read).await.expect("it is there");
+                let reader = Reader::new(shard, slab);
+                // Appends and fills that nobody waits for may still take their budgets.
+                for _ in 0..60 {
+                    match reader.read(universe, index).await {
+                        Answer::Nothing => self.machine.world.runtime().sleep(Duration::from_secs(1)).await,
+                        answer => return answer,
+                    }
+                }
+                Answer::Nothing
+            });
+            match answer {
+                Answer::Shows(states) if allowed.with(states) == allowed => {}
+                Answer::Lost if self.shared.plan.disk == DiskMode::Lying => continue,
+                answer => history::violation(index, &format!("at the end: {answer:?}, allowed {allowed:?}")),
+            }
+            if !is_contested && truth.dirty_over(index).is_none() && !allowed.contains(truth.at_origin(index)) {
+                history::violation(index, &format!("at the end the origin has {:?}", truth.at_origin(index)));
+            }
+        }
+    }
+}
