@@ -293,6 +293,42 @@ impl Chain {
     }
 }
 
+impl Chain {
+    /// How much bytes that are no good frame look like the next one of this chain: how many of magic, kind, number and
+    /// predecessor agree, 0 to 4. Three tell a damaged header: a disk writes 512 bytes whole, so it can't be torn. For
+    /// whoever explains damage; nothing is ever accepted by it.
+    #[must_use]
+    pub fn likeness(&self, want: FrameKind, bytes: &[u8]) -> usize {
+        let Some(header) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else { return 0 };
+        let agreeing = [
+            u32_at(header, offset_of!(Layout, magic)) == MAGIC,
+            u32_at(header, offset_of!(Layout, kind)) == want.code(),
+            u64_at(header, offset_of!(Layout, sequence)) == self.sequence,
+            u64_at(header, offset_of!(Layout, previous_sum)) == self.previous_sum,
+        ];
+        agreeing.into_iter().filter(|agrees| *agrees).count()
+    }
+}
+
+/// The longest frame that [`is_one_byte_off`] tries to mend: 8 KiB take a second.
+pub const MENDABLE_BYTES_MAX: usize = 8 << 10;
+
+/// Whether some one byte of `bytes`, changed back, makes a good frame at their beginning: then it was written whole and has
+/// rotted, and is not the remains of a write that was cut off. For whoever explains damage; nothing is ever mended by it.
+#[must_use]
+pub fn is_one_byte_off(store_id: u64, bytes: &[u8]) -> bool {
+    let mut tried = bytes[..bytes.len().min(MENDABLE_BYTES_MAX)].to_vec();
+    (0..tried.len()).any(|at| {
+        let found = tried[at];
+        let mends = (1..=u8::MAX).any(|change| {
+            tried[at] = found ^ change;
+            decode(store_id, &tried).is_ok()
+        });
+        tried[at] = found;
+        mends
+    })
+}
+
 fn sum_of(store_id: u64, before: &[u8], payload: &[u8]) -> u64 {
     let mut hasher = XxHash3_64::with_seed(store_id);
     std::hash::Hasher::write(&mut hasher, before);

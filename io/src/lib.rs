@@ -2,7 +2,8 @@
 //!
 //! This crate knows files, sectors, buffers, checksums and the framing of records. It knows no keys, no cache,
 //! no HTTP. Everything above is generic over [`Disk`] and [`Runtime`], which exist twice: on the real ring
-//! ([`ring`]) and in the simulator ([`sim`]). One contract suite (`tests/contract.rs`) runs on both.
+//! ([`ring`]) and in the simulator ([`sim`]). One contract suite (`tests/contract.rs`) runs on both. [`plain`] reads the
+//! files of a stopped node without a ring.
 
 mod arena;
 pub mod buffer;
@@ -10,6 +11,7 @@ pub mod checksum;
 pub mod disk;
 pub mod error;
 pub mod frame;
+pub mod plain;
 pub mod ring;
 pub mod runtime;
 pub mod sim;

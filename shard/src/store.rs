@@ -37,6 +37,7 @@ mod entry;
 mod extension;
 mod footer;
 mod index;
+pub mod inspect;
 mod journal;
 mod lookup;
 mod open;

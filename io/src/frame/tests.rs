@@ -31,6 +31,19 @@ fn the_layout_is_the_one_drawn() {
 }
 
 #[test]
+fn rot_of_a_byte_is_told_from_a_torn_write() {
+    let good = framed(head(), &[5; 3000]);
+    for at in [0, 9, 20, 44, 48, 3000] {
+        let mut bytes = good.clone();
+        bytes[at] ^= 0xA5;
+        assert!(is_one_byte_off(STORE, &bytes), "byte {at}");
+        assert!(!is_one_byte_off(STORE + 1, &bytes));
+        bytes[1024..1536].fill(0);
+        assert!(!is_one_byte_off(STORE, &bytes));
+    }
+}
+
+#[test]
 fn each_reason_is_told() {
     let good = framed(head(), &[5; 5000]);
     let with = |at: usize, value: [u8; 4]| {
@@ -101,6 +114,18 @@ proptest! {
         let at = at % (FRAME_HEADER_BYTES + payload.len());
         bytes[at] ^= 1 << bit;
         prop_assert!(decode(STORE, &bytes).is_err());
+    }
+
+    #[test]
+    fn a_damaged_frame_is_known_by_its_chain(payload in prop::collection::vec(any::<u8>(), 0..5000), at: usize, bit in 0..8u8) {
+        let chain = Chain { sequence: 7, previous_sum: 9 };
+        let mut bytes = framed(head(), &payload);
+        let at = at % (FRAME_HEADER_BYTES + payload.len());
+        bytes[at] ^= 1 << bit;
+        prop_assert!(chain.likeness(FrameKind::Journal, &bytes) >= 3);
+        let earlier_lap = Chain { sequence: 8, previous_sum: 10 };
+        prop_assert!(earlier_lap.likeness(FrameKind::Journal, &bytes) < 3);
+        prop_assert_eq!(chain.likeness(FrameKind::Journal, &bytes[..40]), 0);
     }
 
     #[test]

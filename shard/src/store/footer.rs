@@ -123,7 +123,9 @@ pub async fn read<F: DiskFile>(
     Some(identities)
 }
 
-fn chain_of(epoch: Epoch) -> Chain {
+/// Where the frames of a footer of `epoch` begin.
+#[must_use]
+pub fn chain_of(epoch: Epoch) -> Chain {
     Chain { sequence: 1, previous_sum: u64::from(epoch.0) }
 }
 

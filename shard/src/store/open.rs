@@ -197,7 +197,11 @@ async fn read_superblock<F: DiskFile>(slab: &F, name: &str) -> Result<(Superbloc
     })
 }
 
-fn check_owner(superblock: &Superblock, node: &NodeIdentity, name: &str) -> Result<(), StoreError> {
+/// Whether the slab is this node's and of a shape that this Forebay can use.
+///
+/// # Errors
+/// What does not fit, and the fix.
+pub fn check_owner(superblock: &Superblock, node: &NodeIdentity, name: &str) -> Result<(), StoreError> {
     let what = if superblock.node_id != node.node || superblock.identity_key != node.identity_key.0 {
         format!("{name} belongs to another node; give this node its own directory")
     } else if superblock.shard != u32::from(node.shard) || superblock.shard_count != u32::from(node.shard_count) {

@@ -1,0 +1,136 @@
+//! Reading ahead: large sequential reads under a reader that asks for small ones.
+//!
+//! Used by every walk of `inspect`. As a [`DiskFile`] it stands between a file and the one reader of blocks
+//! (`read::BlockReader`), which thus verifies thousands of small records per read. Memory is bounded by one window. Where
+//! a large read fails, only what was asked for is read, so that one bad sector costs no more than what lies on it.
+
+use std::cell::RefCell;
+use std::future::{Future, ready};
+use std::rc::Rc;
+
+use forebay_io::frame::{self, MENDABLE_BYTES_MAX, Reject};
+use forebay_io::units::SECTOR_BYTES;
+use forebay_io::{DiskFile, IoError, ReadBuf, WriteBuf};
+
+use super::super::journal::{self, Ring};
+
+/// One read, at most, unless a single frame or piece is longer.
+const WINDOW_BYTES: u64 = 4 << 20;
+const SECTOR: u64 = SECTOR_BYTES as u64;
+
+/// A stretch of a file (or of the journal's ring, by position) that is read in order.
+#[derive(Clone)]
+pub struct Window<F> {
+    file: F,
+    ring: Option<Ring>,
+    until: u64,
+    held: Rc<RefCell<Held>>,
+}
+
+#[derive(Default)]
+struct Held {
+    at: u64,
+    bytes: Option<ReadBuf>,
+    /// A large read failed: before this offset nothing is read ahead.
+    careful_until: u64,
+}
+
+impl<F: DiskFile> Window<F> {
+    /// The file up to its last whole sector.
+    pub fn of_file(file: F) -> Window<F> {
+        let until = file.len_bytes() / SECTOR * SECTOR;
+        Window::until(file, until)
+    }
+
+    /// The file up to `until`, which is on a sector.
+    pub fn until(file: F, until: u64) -> Window<F> {
+        Window { file, ring: None, until, held: Rc::default() }
+    }
+
+    /// One lap of the ring that begins at position `from`.
+    pub fn of_ring(slab: F, ring: Ring, from: u64) -> Window<F> {
+        Window { file: slab, ring: Some(ring), until: from + ring.len_bytes, held: Rc::default() }
+    }
+
+    /// The sector at `at`; `None` behind the end.
+    pub async fn sector_at(&self, at: u64) -> Result<Option<ReadBuf>, IoError> {
+        if at + SECTOR > self.until { Ok(None) } else { self.ahead(at, SECTOR_BYTES).await.map(Some) }
+    }
+
+    /// What lies at `at`: as many bytes as the frame there claims to have, as far as they exist, at least a sector.
+    /// `None` behind the end.
+    pub async fn frame_at(&self, store_id: u64, at: u64) -> Result<Option<ReadBuf>, IoError> {
+        let Some(sector) = self.sector_at(at).await? else { return Ok(None) };
+        match frame::decode(store_id, &sector) {
+            Err(Reject::Longer { frame_bytes, .. }) if at + frame_bytes as u64 <= self.until => {
+                self.ahead(at, frame_bytes).await.map(Some)
+            }
+            _ => Ok(Some(sector)),
+        }
+    }
+
+    /// Whether the bad frame at `at` was whole once: one byte of it has rotted. Only a short one can be told.
+    pub async fn is_rotten(&self, store_id: u64, at: u64) -> Result<bool, IoError> {
+        let len = self.until.saturating_sub(at).min(MENDABLE_BYTES_MAX as u64) as usize;
+        Ok(len > 0 && frame::is_one_byte_off(store_id, &self.ahead(at, len).await?))
+    }
+
+    async fn ahead(&self, at: u64, len: usize) -> Result<ReadBuf, IoError> {
+        let end = at + len as u64;
+        let careful = {
+            let held = self.held.borrow();
+            if let Some(bytes) =
+                held.bytes.as_ref().filter(|bytes| held.at <= at && end <= held.at + bytes.len() as u64)
+            {
+                let start = (at - held.at) as usize;
+                return Ok(bytes.slice(start..start + len));
+            }
+            at < held.careful_until
+        };
+        // The window goes before the next one comes, so that only one is in memory.
+        self.held.borrow_mut().bytes = None;
+        let large_bytes = WINDOW_BYTES.max(len as u64).min(self.until.max(end) - at);
+        let first_bytes = if careful { len } else { large_bytes as usize };
+        let bytes = match self.device_read(at, first_bytes).await {
+            Err(_) if first_bytes > len => {
+                self.held.borrow_mut().careful_until = at + large_bytes;
+                self.device_read(at, len).await?
+            }
+            read => read?,
+        };
+        let mut held = self.held.borrow_mut();
+        held.at = at;
+        let asked = bytes.slice(0..len);
+        held.bytes = Some(bytes);
+        Ok(asked)
+    }
+
+    async fn device_read(&self, at: u64, len: usize) -> Result<ReadBuf, IoError> {
+        match self.ring {
+            None => self.file.read(at, len).await,
+            Some(ring) => journal::read(&self.file, ring, at, len).await.map(|bytes| ReadBuf::copy_of(&bytes)),
+        }
+    }
+}
+
+impl<F: DiskFile> DiskFile for Window<F> {
+    fn len_bytes(&self) -> u64 {
+        self.until
+    }
+
+    async fn read(&self, at: u64, len: usize) -> Result<ReadBuf, IoError> {
+        self.ahead(at, len).await
+    }
+
+    /// # Panics
+    /// Always, by the contract of the port: this handle is read-only.
+    fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static {
+        // The file below was opened for reading and panics.
+        self.file.write(at, buf)
+    }
+
+    fn sync(&self) -> impl Future<Output = Result<(), IoError>> + 'static {
+        // Nothing was written through this handle.
+        ready(Ok(()))
+    }
+}
