@@ -1,12 +1,15 @@
-//! The command line: `forebay proxy`, `forebay token`, `forebay dev`. Each subcommand has a file.
+//! The command line: `forebay proxy`, `format`, `inspect`, `verify`, `token`, `dev`. Each subcommand has a file.
 //!
 //! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
 
 #[cfg(feature = "dev")]
 pub mod dev;
+pub mod format;
+pub mod inspect;
 pub mod null;
 pub mod proxy;
 pub mod token;
+pub mod verify;
 
 use std::process::ExitCode;
 
@@ -26,6 +29,12 @@ struct Cli {
 enum Command {
     /// Run a proxy node: serve volumes over HTTPS from local disk, in front of an object store.
     Proxy(proxy::ProxyArgs),
+    /// Make a node's directory and slabs ahead of its first start.
+    Format(format::FormatArgs),
+    /// Show what lies on the disk of a stopped node; writes nothing.
+    Inspect(inspect::InspectArgs),
+    /// Read everything on the disk of a stopped node; exit 1 if a promise no longer holds.
+    Verify(verify::VerifyArgs),
     /// Run an S3 server (or take an existing bucket) and proxies in front of it, on this machine, to try things out.
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
@@ -51,6 +60,9 @@ pub fn run() -> ExitCode {
     let cli = Cli::parse();
     let outcome = match cli.command {
         Command::Proxy(args) => proxy::run(args),
+        Command::Format(args) => format::run(args),
+        Command::Inspect(args) => inspect::run(args),
+        Command::Verify(args) => verify::run(args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args),
         Command::Token(command) => token::run(command),

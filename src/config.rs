@@ -30,6 +30,8 @@ pub struct Overrides {
     pub listen: Option<SocketAddr>,
     /// `node.shard_port_base`.
     pub shard_port_base: Option<u16>,
+    /// `node.shards`.
+    pub shards: Option<u16>,
     /// `node.memory`.
     pub memory: Option<Size>,
     /// `node.ports_file`.
@@ -68,6 +70,7 @@ impl Overrides {
         let node = &mut raw.node;
         node.listen = self.listen.unwrap_or(node.listen);
         node.shard_port_base = self.shard_port_base.unwrap_or(node.shard_port_base);
+        node.shards = self.shards.or(node.shards);
         node.memory = self.memory.unwrap_or(node.memory);
         node.ports_file = self.ports_file.or(node.ports_file.take());
         raw.log.level = self.log_level.unwrap_or_else(|| std::mem::take(&mut raw.log.level));

@@ -54,6 +54,7 @@ pub fn run(args: ProxyArgs) -> anyhow::Result<()> {
     let overrides = Overrides {
         listen: args.listen,
         shard_port_base: args.shard_port_base,
+        shards: None,
         memory: args.memory,
         ports_file: args.ports_file,
         log_level: args.log_level,

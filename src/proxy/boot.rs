@@ -106,8 +106,12 @@ fn facts(config: &Config, node_id: u128, ports: &Ports) -> NodeFacts {
     }
 }
 
-/// Makes the files of every shard, on an executor that lives only for that.
-fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
+/// Makes the files of every shard, on an executor that lives only for that. Called here at the first start of a node, and
+/// by `forebay format` ahead of it.
+///
+/// # Errors
+/// Too little space, or what the disk said; the next format begins anew.
+pub fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
     let geometry = config.disk.geometry;
     let slab_bytes = u64::from(geometry.region_count) * geometry.region_bytes + geometry.journal_bytes;
     preflight::space(&config.disk.path, slab_bytes * u64::from(config.shards))?;

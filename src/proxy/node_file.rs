@@ -3,7 +3,7 @@
 //! Called by `boot`, before anything else touches the disk. `node.json` names the node, the secret of its identities and
 //! the number of shards. It says `formatting` until every shard's files are there and durable, so that a format that was cut
 //! off is begun anew (nothing was acknowledged in it), while a missing slab of a formatted node is never made up for by an
-//! empty one.
+//! empty one. `stopped` is the same directory seen by the commands that look into it, or make it anew, while no proxy runs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -14,6 +14,10 @@ use anyhow::{Context, bail, ensure};
 use forebay_shard::key::IdentityKey;
 use forebay_shard::store::{NodeIdentity, slab_name};
 use serde::{Deserialize, Serialize};
+
+mod stopped;
+
+pub use self::stopped::{Hold, StoppedNode};
 
 const NAME: &str = "node.json";
 const FORMAT: u32 = 1;
@@ -53,7 +57,10 @@ impl NodeDisk {
         fs::create_dir_all(path).with_context(|| format!("creating {}", path.display()))?;
         let lock = File::open(path).with_context(|| format!("opening {}", path.display()))?;
         if let Err(error) = lock.try_lock() {
-            bail!("{} is in use by another proxy ({error}): stop that one, or set another disk.path", path.display());
+            bail!(
+                "{} is in use by another proxy, or being verified ({error}): stop that one, or set another disk.path",
+                path.display()
+            );
         }
         let written = match fs::read(path.join(NAME)) {
             Ok(bytes) => read(path, shards, &bytes)?,
@@ -86,20 +93,13 @@ impl NodeDisk {
     /// The node's id.
     #[must_use]
     pub fn node_id(&self) -> u128 {
-        u128::from_str_radix(&self.written.node, 16).expect("checked when it was read or drawn")
+        self.written.node_id()
     }
 
     /// Who shard number `shard` belongs to.
     #[must_use]
     pub fn identity(&self, shard: u16) -> NodeIdentity {
-        assert!(shard < self.written.shards, "shards are numbered from 0");
-        let key = u128::from_str_radix(&self.written.identity_key, 16).expect("checked when it was read or drawn");
-        NodeIdentity {
-            node: self.node_id(),
-            shard,
-            shard_count: self.written.shards,
-            identity_key: IdentityKey(key.to_be_bytes()),
-        }
+        self.written.identity(shard)
     }
 
     /// Moved into place whole and synced, so that no reader and no crash sees half a file.
@@ -113,7 +113,24 @@ impl NodeDisk {
     }
 }
 
-fn read(path: &Path, shards: u16, bytes: &[u8]) -> anyhow::Result<Written> {
+impl Written {
+    fn node_id(&self) -> u128 {
+        u128::from_str_radix(&self.node, 16).expect("checked when it was read or drawn")
+    }
+
+    fn identity(&self, shard: u16) -> NodeIdentity {
+        assert!(shard < self.shards, "shards are numbered from 0");
+        let key = u128::from_str_radix(&self.identity_key, 16).expect("checked when it was read or drawn");
+        NodeIdentity {
+            node: self.node_id(),
+            shard,
+            shard_count: self.shards,
+            identity_key: IdentityKey(key.to_be_bytes()),
+        }
+    }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> anyhow::Result<Written> {
     let file = path.join(NAME);
     let written: Written = serde_json::from_slice(bytes).with_context(|| format!("{} is damaged", file.display()))?;
     let is_hex = |text: &str| text.len() == 32 && u128::from_str_radix(text, 16).is_ok();
@@ -123,6 +140,11 @@ fn read(path: &Path, shards: u16, bytes: &[u8]) -> anyhow::Result<Written> {
         file.display()
     );
     ensure!(written.format == FORMAT, "{} has format {}, this build knows {FORMAT}", file.display(), written.format);
+    Ok(written)
+}
+
+fn read(path: &Path, shards: u16, bytes: &[u8]) -> anyhow::Result<Written> {
+    let written = parse(path, bytes)?;
     if written.state == State::Formatting {
         return Ok(Written { shards, ..written });
     }
@@ -146,6 +168,10 @@ fn draw(path: &Path, shards: u16) -> anyhow::Result<Written> {
         "{} holds slabs but no {NAME}: bring that back, or set disk.path to an empty directory",
         path.display()
     );
+    fresh(shards)
+}
+
+fn fresh(shards: u16) -> anyhow::Result<Written> {
     Ok(Written { format: FORMAT, node: random_hex()?, identity_key: random_hex()?, shards, state: State::Formatting })
 }
 
