@@ -1,6 +1,6 @@
 //! kill -9 of the real proxy under mixed load, again and again: every acknowledged put and delete holds.
 //!
-//! `ci/crash [--kills N] [--seed S]` runs it; `ci/test` its short form. A quarter of the kills come while the node starts.
+//! `ci/crash [--kills N] [--seed S] [--canary NAME]` runs it; `ci/test` its short form. A quarter of the kills come while the node starts.
 //! A violation prints the key's history and keeps the directory.
 
 #![allow(clippy::unwrap_used)]
@@ -10,7 +10,7 @@ mod ordeal;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use ordeal::campaign::{self, Plan, Striker};
+use ordeal::campaign::{self, Striker};
 use ordeal::flags;
 use ordeal::node::Node;
 use rand::rngs::SmallRng;
@@ -37,19 +37,10 @@ impl Striker for Kill {
 
     fn recover(&mut self) {}
 
-    fn end(&mut self) {}
+    fn end(&mut self, _keep_in: Option<&Path>) {}
 }
 
 fn main() -> ExitCode {
     let Some(flags) = flags::read("crash", "--kills") else { return ExitCode::SUCCESS };
-    let plan = Plan { strikes: flags.strikes.unwrap_or(KILLS), seed: flags.seed, environment: Vec::new() };
-    let outcome = campaign::run(&mut Kill, &plan);
-    for fault in &outcome.faults {
-        eprintln!("{fault}");
-    }
-    if let Some(kept) = &outcome.kept {
-        eprintln!("seed {}; left for a look: {}", plan.seed, kept.display());
-    }
-    println!("{}", outcome.line);
-    if outcome.faults.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    campaign::run(&mut Kill, &flags, KILLS)
 }

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use cutfs::mount::Mounted;
-use ordeal::campaign::{self, Outcome, Plan, Striker};
-use ordeal::flags::{self, Flags};
+use ordeal::campaign::{self, Striker};
+use ordeal::flags;
 use ordeal::node::Node;
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -54,7 +54,10 @@ impl Striker for Cut {
 
     fn recover(&mut self) {}
 
-    fn end(&mut self) {
+    fn end(&mut self, keep_in: Option<&Path>) {
+        if let Some(directory) = keep_in {
+            copy(&directory.join("disk"), &directory.join("disk-kept")).unwrap();
+        }
         self.mounted = None;
     }
 }
@@ -69,40 +72,22 @@ fn main() -> ExitCode {
         // The short form has done what can be done without rights.
         return if flags.strikes.is_some() { ExitCode::from(2) } else { ExitCode::SUCCESS };
     }
-    let environment = flags.canary.iter().map(|name| ("FOREBAY_CANARY".to_owned(), name.clone())).collect();
-    let plan = Plan { strikes: flags.strikes.unwrap_or(CUTS), seed: flags.seed, environment };
-    let outcome = campaign::run(&mut Cut::default(), &plan);
-    verdict(&flags, &outcome)
+    campaign::run(&mut Cut::default(), &flags, CUTS)
 }
 
 fn can_mount() -> std::io::Result<()> {
     let directory = tempfile::tempdir()?;
-    drop(Mounted::new(directory.path(), 0)?);
+    let mounted = Mounted::new(directory.path(), 0)?;
+    cutfs::proof::run_mounted(&mounted, directory.path()).unwrap();
+    drop(mounted);
     Ok(())
 }
 
-fn verdict(flags: &Flags, outcome: &Outcome) -> ExitCode {
-    let caught = !outcome.faults.is_empty();
-    for fault in &outcome.faults {
-        eprintln!("{fault}");
+fn copy(from: &Path, to: &Path) -> std::io::Result<()> {
+    fs::create_dir(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        fs::copy(entry.path(), to.join(entry.file_name()))?;
     }
-    if let (Some(kept), None) = (&outcome.kept, &flags.canary) {
-        eprintln!("seed {}; left for a look: {}", flags.seed, kept.display());
-    }
-    println!("{}", outcome.line);
-    match &flags.canary {
-        None if caught => ExitCode::FAILURE,
-        None => ExitCode::SUCCESS,
-        Some(name) if caught => {
-            if let Some(kept) = &outcome.kept {
-                fs::remove_dir_all(kept).unwrap();
-            }
-            println!("powercut: canary {name} caught after {} cuts", outcome.strikes);
-            ExitCode::SUCCESS
-        }
-        Some(name) => {
-            println!("powercut: canary {name} NOT caught in {} cuts", outcome.strikes);
-            ExitCode::FAILURE
-        }
-    }
+    Ok(())
 }

@@ -1,8 +1,8 @@
 //! The model as a mounted file system: FUSE by the crate `fuser`, the mount system call, so root only.
 //!
 //! Used by `ci/powercut`. Nothing is cached by the kernel: files are opened for direct I/O, names and sizes are valid for
-//! no time. A sync takes a while (seeded), as a device does, and means what was written before it began. After a cut each
-//! handle of before answers EIO for ever, so that a dying process can't touch what survived.
+//! no time. A sync takes a while (seeded), as a device does, and so do some writes; a sync means what was done before it
+//! began. After a cut each handle of before answers EIO for ever, so that a dying process can't touch what survived.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -28,7 +28,9 @@ const TTL: Duration = Duration::ZERO;
 const FREE_BYTES: u64 = 64 << 30;
 const BLOCK_BYTES: u64 = 4096;
 /// How long a sync takes: mostly this at most, now and then the longer one.
-const SYNC_US: (u64, u64) = (3_000, 20_000);
+const SYNC_TIMES: (Duration, Duration) = (Duration::from_millis(3), Duration::from_millis(20));
+/// How long a write may take that is not done at once.
+const WRITE_TIME: Duration = Duration::from_micros(1_500);
 /// How long a dead process may keep its files open.
 const CLOSED_BOUND: Duration = Duration::from_secs(10);
 /// Modes of fallocate that only allocate: none, and the one that keeps the size.
@@ -39,12 +41,12 @@ pub struct Mounted {
     shared: Arc<Shared>,
     directory: PathBuf,
     session: Option<BackgroundSession>,
-    syncer: Option<std::thread::JoinHandle<()>>,
+    worker: Option<std::thread::JoinHandle<()>>,
 }
 
 struct Shared {
     state: Mutex<State>,
-    /// A sync has been added, or the end has come.
+    /// Work has been added, or the end has come.
     changed: Condvar,
 }
 
@@ -56,16 +58,21 @@ struct State {
     /// Handles that are open.
     open: u64,
     rng: SmallRng,
-    syncs: BinaryHeap<Reverse<Sync>>,
+    work: BinaryHeap<Reverse<Work>>,
     over: bool,
 }
 
-/// A sync that the device is busy with.
-struct Sync {
+/// What the device is busy with.
+struct Work {
+    /// When it is done.
     at: Instant,
     power: u64,
-    point: SyncPoint,
-    reply: ReplyEmpty,
+    job: Job,
+}
+
+enum Job {
+    Sync { point: SyncPoint, reply: ReplyEmpty },
+    Write { file: FileId, at: usize, bytes: Vec<u8>, reply: ReplyWrite },
 }
 
 /// What the kernel talks to.
@@ -83,24 +90,31 @@ impl Mounted {
             handles: 0,
             open: 0,
             rng: SmallRng::seed_from_u64(seed),
-            syncs: BinaryHeap::new(),
+            work: BinaryHeap::new(),
             over: false,
         };
         let shared = Arc::new(Shared { state: Mutex::new(state), changed: Condvar::new() });
         let mut config = Config::default();
         config.mount_options = vec![MountOption::FSName("cutfs".to_owned()), MountOption::NoAtime];
         let session = fuser::spawn_mount(Service(Arc::clone(&shared)), directory, &config)?;
-        let syncing = Arc::clone(&shared);
-        let syncer = std::thread::spawn(move || syncing.finish_syncs());
-        Ok(Mounted { shared, directory: directory.to_owned(), session: Some(session), syncer: Some(syncer) })
+        let working = Arc::clone(&shared);
+        let worker = std::thread::spawn(move || working.work());
+        Ok(Mounted { shared, directory: directory.to_owned(), session: Some(session), worker: Some(worker) })
     }
 
     /// Cuts the power. What survives is there at once, for handles opened from now on.
     pub fn cut(&self, seed: u64) -> CutReport {
         let mut state = self.shared.lock();
         state.power += 1;
-        for Reverse(sync) in state.syncs.drain() {
-            sync.reply.error(Errno::EIO);
+        for Reverse(work) in std::mem::take(&mut state.work).into_sorted_vec().into_iter().rev() {
+            match work.job {
+                Job::Sync { reply, .. } => reply.error(Errno::EIO),
+                Job::Write { file, at, bytes, reply } => {
+                    // On its way: it may survive like one that is done.
+                    state.media.write(file, at, &bytes);
+                    reply.error(Errno::EIO);
+                }
+            }
         }
         state.media.cut(seed)
     }
@@ -121,8 +135,8 @@ impl Drop for Mounted {
         }
         self.shared.lock().over = true;
         self.shared.changed.notify_all();
-        if let Some(syncer) = self.syncer.take() {
-            let _ = syncer.join();
+        if let Some(worker) = self.worker.take() {
+            let _ = worker.join();
         }
     }
 }
@@ -132,20 +146,19 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Ends each sync when its time has come.
-    fn finish_syncs(&self) {
+    /// Ends each piece of work when its time has come.
+    fn work(&self) {
         let mut state = self.lock();
         while !state.over {
             let now = Instant::now();
-            let wait = match state.syncs.peek() {
-                Some(Reverse(sync)) if sync.at <= now => {
-                    let Reverse(sync) = state.syncs.pop().expect("just seen");
-                    assert_eq!(sync.power, state.power, "a cut answers every sync");
-                    state.media.sync_ends(sync.point);
-                    sync.reply.ok();
+            let wait = match state.work.peek() {
+                Some(Reverse(work)) if work.at <= now => {
+                    let Reverse(work) = state.work.pop().expect("just seen");
+                    assert_eq!(work.power, state.power, "a cut answers everything");
+                    state.finish(work.job);
                     continue;
                 }
-                Some(Reverse(sync)) => sync.at - now,
+                Some(Reverse(work)) => work.at - now,
                 None => Duration::from_secs(1),
             };
             state = self.changed.wait_timeout(state, wait).unwrap_or_else(PoisonError::into_inner).0;
@@ -161,6 +174,25 @@ impl State {
         FileHandle(self.power << 32 | self.handles & 0xffff_ffff)
     }
 
+    /// Work that takes up to `most`.
+    fn begin(&mut self, most: Duration, job: Job) {
+        let at = Instant::now() + most.mul_f64(self.rng.random());
+        self.work.push(Reverse(Work { at, power: self.power, job }));
+    }
+
+    fn finish(&mut self, job: Job) {
+        match job {
+            Job::Sync { point, reply } => {
+                self.media.sync_ends(point);
+                reply.ok();
+            }
+            Job::Write { file, at, bytes, reply } => match self.media.write(file, at, &bytes) {
+                Some(()) => reply.written(u32::try_from(bytes.len()).expect("a request's length is a u32")),
+                None => reply.error(Errno::EIO),
+            },
+        }
+    }
+
     fn is_stale(&self, handle: FileHandle) -> bool {
         handle.0 >> 32 != self.power
     }
@@ -170,22 +202,22 @@ impl State {
     }
 }
 
-impl PartialEq for Sync {
-    fn eq(&self, other: &Sync) -> bool {
+impl PartialEq for Work {
+    fn eq(&self, other: &Work) -> bool {
         self.at == other.at
     }
 }
 
-impl Eq for Sync {}
+impl Eq for Work {}
 
-impl PartialOrd for Sync {
-    fn partial_cmp(&self, other: &Sync) -> Option<std::cmp::Ordering> {
+impl PartialOrd for Work {
+    fn partial_cmp(&self, other: &Work) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Ord for Sync {
-    fn cmp(&self, other: &Sync) -> std::cmp::Ordering {
+impl Ord for Work {
+    fn cmp(&self, other: &Work) -> std::cmp::Ordering {
         self.at.cmp(&other.at)
     }
 }
@@ -352,10 +384,18 @@ impl Filesystem for Service {
         reply: ReplyWrite,
     ) {
         let mut state = self.0.lock();
-        if state.is_stale(fh) || state.media.write(file_of(ino), place(offset), data).is_none() {
+        let file = file_of(ino);
+        if state.is_stale(fh) || state.media.size(file).is_none() {
             return reply.error(Errno::EIO);
         }
-        reply.written(u32::try_from(data.len()).expect("a request's length is a u32"));
+        let job = Job::Write { file, at: place(offset), bytes: data.to_vec(), reply };
+        if state.rng.random_ratio(1, 3) {
+            // A sync that begins meanwhile does not mean it.
+            state.begin(WRITE_TIME, job);
+            self.0.changed.notify_all();
+        } else {
+            state.finish(job);
+        }
     }
 
     fn fallocate(
@@ -387,10 +427,8 @@ impl Filesystem for Service {
         let Some(point) = state.media.sync_begins(file_of(ino)).filter(|_| !state.is_stale(fh)) else {
             return reply.error(Errno::EIO);
         };
-        let most = if state.rng.random_ratio(1, 20) { SYNC_US.1 } else { SYNC_US.0 };
-        let at = Instant::now() + Duration::from_micros(state.rng.random_range(0..most));
-        let power = state.power;
-        state.syncs.push(Reverse(Sync { at, power, point, reply }));
+        let most = if state.rng.random_ratio(1, 20) { SYNC_TIMES.1 } else { SYNC_TIMES.0 };
+        state.begin(most, Job::Sync { point, reply });
         self.0.changed.notify_all();
     }
 

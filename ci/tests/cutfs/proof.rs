@@ -1,9 +1,14 @@
 //! Tries the model: what is synced survives every cut, what is not may be dropped, torn or survive out of order, and one seed
-//! does the same each time. Needs no mount.
+//! does the same each time. `run` needs no mount; `run_mounted` tries the same through the kernel.
 //!
 //! Run first by `ci/powercut`, because a cut that drops nothing would find nothing.
 
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+
 use super::media::{Media, SECTOR_BYTES};
+use super::mount::Mounted;
 
 const SEEDS: u64 = 400;
 const LEN: usize = 8 * SECTOR_BYTES;
@@ -46,6 +51,31 @@ pub fn run() {
         assert!(count > 0, "in {SEEDS} cuts no unsynced change {what}");
     }
     sync_means_what_was_written_before_it_began();
+}
+
+/// Panics if what is seen through the kernel differs: bytes kept in its cache, say, would survive every cut.
+///
+/// # Errors
+/// The file system fails otherwise than by a cut.
+pub fn run_mounted(mounted: &Mounted, directory: &Path) -> std::io::Result<()> {
+    const CUTS: u64 = 40;
+    let path = directory.join("file");
+    let mut dropped = 0;
+    for seed in 0..CUTS {
+        let file = File::create(&path)?;
+        file.write_all_at(&[1; LEN], 0)?;
+        file.sync_data()?;
+        File::open(directory)?.sync_all()?;
+        file.write_all_at(&[2; LEN], 0)?;
+        assert_eq!(fs::read(&path)?, [2; LEN], "before the cut, what was written last is read");
+        mounted.cut(seed);
+        assert!(file.read_at(&mut [0; LEN], 0).is_err(), "handles of before the cut are dead");
+        let bytes = fs::read(&path)?;
+        assert_eq!(bytes.len(), LEN, "synced");
+        dropped += u64::from(sectors(&bytes, 2) == 0);
+    }
+    assert!(dropped > 0 && dropped < CUTS, "{dropped} of {CUTS} unsynced writes were dropped");
+    Ok(())
 }
 
 /// A file with synced bytes of 1 and unsynced ones of 2 and 3 over them, a file that grew unsynced, and one without a

@@ -8,6 +8,7 @@ use std::cell::{Cell, RefCell};
 use std::fs;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
+use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,7 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::bucket::Bucket;
+use super::flags::Flags;
 use super::load::{Ledger, Life};
 use super::node::{Access, Node, Shape};
 use super::oracle::Oracle;
@@ -38,27 +40,16 @@ pub trait Striker {
     fn strike(&mut self, node: &Node, rng: &mut SmallRng) -> String;
     /// The process is gone: whatever it needs for its next start comes back.
     fn recover(&mut self);
-    /// The life is over.
-    fn end(&mut self);
+    /// The life is over. With a directory: its disk is wanted there for a look.
+    fn end(&mut self, keep_in: Option<&Path>);
 }
 
 /// What is asked for.
-pub struct Plan {
-    pub strikes: u64,
-    pub seed: u64,
+struct Plan {
+    strikes: u64,
+    seed: u64,
     /// Set in the node's environment.
-    pub environment: Vec<(String, String)>,
-}
-
-/// How it went.
-pub struct Outcome {
-    pub strikes: u64,
-    /// What was found wrong, with histories; empty: nothing.
-    pub faults: Vec<String>,
-    /// Where to look.
-    pub kept: Option<PathBuf>,
-    /// The counts, on one line.
-    pub line: String,
+    environment: Vec<(String, String)>,
 }
 
 /// Everything that runs.
@@ -78,12 +69,14 @@ struct Campaign<'a, S> {
     start_ms: u64,
 }
 
-/// Strikes until there were enough, or something is wrong.
-pub fn run<S: Striker>(striker: &mut S, plan: &Plan) -> Outcome {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+/// Strikes as often as asked for (else as often as the short form does), or until something is wrong, and says how it
+/// went. With a canary it is the other way round: something has to be wrong.
+pub fn run<S: Striker>(striker: &mut S, flags: &Flags, short: u64) -> ExitCode {
+    let environment = flags.canary.iter().map(|name| ("FOREBAY_CANARY".to_owned(), name.clone())).collect();
+    let plan = Plan { strikes: flags.strikes.unwrap_or(short), seed: flags.seed, environment };
     let mut campaign = Campaign {
         striker,
-        plan,
+        plan: &plan,
         rng: SmallRng::seed_from_u64(plan.seed),
         ledger: Rc::default(),
         strikes: 0,
@@ -95,32 +88,51 @@ pub fn run<S: Striker>(striker: &mut S, plan: &Plan) -> Outcome {
         spoke: Instant::now(),
         start_ms: 150,
     };
-    let mut kept = None;
-    while campaign.strikes < plan.strikes && kept.is_none() {
-        let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!(
-            "{}-{}-{}",
-            campaign.striker.names().0,
-            std::process::id(),
-            campaign.lives
-        ));
-        let _ = fs::remove_dir_all(&directory);
-        fs::create_dir_all(&directory).unwrap();
-        runtime.block_on(campaign.live(&directory));
-        campaign.lives += 1;
-        if campaign.ledger.faults.borrow().is_empty() {
-            fs::remove_dir_all(&directory).unwrap();
-        } else {
-            kept = Some(directory);
-        }
-    }
-    let line = campaign.line();
+    let kept = campaign.live_on();
     if std::io::stdout().is_terminal() {
         println!();
     }
-    Outcome { strikes: campaign.strikes, faults: campaign.ledger.faults.take(), kept, line }
+    let faults = campaign.ledger.faults.borrow().clone();
+    faults.iter().for_each(|fault| eprintln!("{fault}"));
+    let (name, strikes) = (campaign.striker.names().0, campaign.strikes);
+    println!("{}", campaign.line());
+    match (&flags.canary, kept) {
+        (None, None) => ExitCode::SUCCESS,
+        (None, Some(kept)) => {
+            println!("{name}: seed {}; left for a look: {}", plan.seed, kept.display());
+            ExitCode::FAILURE
+        }
+        (Some(canary), None) => {
+            println!("{name}: canary {canary} NOT caught in {strikes} strikes, seed {}", plan.seed);
+            ExitCode::FAILURE
+        }
+        (Some(canary), Some(kept)) => {
+            fs::remove_dir_all(kept).unwrap();
+            println!("{name}: canary {canary} caught after {strikes} strikes, seed {}", plan.seed);
+            ExitCode::SUCCESS
+        }
+    }
 }
 
 impl<S: Striker> Campaign<'_, S> {
+    /// One life after the other. Returns the directory of the one that went wrong, if one did.
+    fn live_on(&mut self) -> Option<PathBuf> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        while self.strikes < self.plan.strikes {
+            let name = format!("{}-{}-{}", self.striker.names().0, std::process::id(), self.lives);
+            let directory = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name);
+            let _ = fs::remove_dir_all(&directory);
+            fs::create_dir_all(&directory).unwrap();
+            runtime.block_on(self.live(&directory));
+            self.lives += 1;
+            if !self.ledger.faults.borrow().is_empty() {
+                return Some(directory);
+            }
+            fs::remove_dir_all(&directory).unwrap();
+        }
+        None
+    }
+
     /// One directory, from its format to the comparison of its bucket.
     async fn live(&mut self, directory: &Path) {
         let seed = self.rng.random();
@@ -144,7 +156,8 @@ impl<S: Striker> Campaign<'_, S> {
             self.ledger.faults.borrow_mut().insert(0, about);
         }
         drop(node);
-        self.striker.end();
+        let is_wanted = !self.ledger.faults.borrow().is_empty() && self.plan.environment.is_empty();
+        self.striker.end(is_wanted.then_some(directory));
     }
 
     async fn strike_until(
@@ -278,7 +291,7 @@ impl<S: Striker> Campaign<'_, S> {
         let errors = list(tally.errors.iter().map(|(status, count)| (status.to_string(), *count)).collect());
         let events = list(tally.events.iter().map(|(event, count)| (event.clone(), *count)).collect());
         format!(
-            "{name}: {strikes} {}/{} ({} while starting), {} lives, {} outages, acknowledged puts {} deletes {}, reads \
+            "{name}: {strikes} {}/{} ({} while starting), {} lives, {} outages, acknowledged puts {} deletes {} purges {}, reads \
              judged {}, cut off {}, errors ({errors}), in half of the runs ({events}), rotten {}, violations {}, {:.0} s",
             self.strikes,
             self.plan.strikes,
@@ -287,6 +300,7 @@ impl<S: Striker> Campaign<'_, S> {
             self.outages,
             tally.puts,
             tally.deletes,
+            tally.purges,
             tally.gets,
             tally.cut_off,
             self.rotten,
@@ -321,7 +335,8 @@ fn shape(rng: &mut SmallRng) -> Shape {
         region_bytes,
         capacity_bytes: (share * u64::from(shards)).next_multiple_of(1 << 20),
         shards,
-        cores: rng.random_range(1..=2),
+        // At most an executor a shard.
+        cores: rng.random_range(1..=usize::from(shards).min(2)),
         keys_per_volume: count * usize::from(shards) + 60,
     }
 }

@@ -14,13 +14,14 @@ use reqwest::{Method, Response};
 
 use super::bucket::Gate;
 use super::node::Access;
-use super::oracle::{Change, Found, Oracle, Volume};
+use super::oracle::{Change, Found, Key, Oracle, Volume};
 
 /// What a campaign counts.
 #[derive(Debug, Default, Clone)]
 pub struct Tally {
     pub puts: u64,
     pub deletes: u64,
+    pub purges: u64,
     pub gets: u64,
     /// Requests cut off by the end of the node.
     pub cut_off: u64,
@@ -81,6 +82,7 @@ impl Life<'_> {
             };
             let roll = rng.random_range(0..100);
             match (possible.version, possible.absent) {
+                _ if roll >= 96 => self.purge(key, &mut rng).await,
                 _ if busy || roll < 30 => self.read(key, &mut rng).await,
                 (None, _) => {
                     let version = self.oracle.borrow_mut().draw(key);
@@ -147,6 +149,25 @@ impl Life<'_> {
                 Answer::Error(format!("{status}"))
             }
             _ => Answer::Error(format!("IMPOSSIBLE {status}, durability {durability}, volume {}", volume.name())),
+        }
+    }
+
+    /// Drops the key from the cache, which changes nothing: if it is dirty, it stays.
+    async fn purge(&self, key: usize, rng: &mut SmallRng) {
+        let url = {
+            let oracle = self.oracle.borrow();
+            let base = &self.access.urls[rng.random_range(0..self.access.urls.len())];
+            let Key { volume, name, .. } = &oracle.keys[key];
+            format!("{base}/v1/volumes/{}/purge?key={}", volume.name(), name.replace(' ', "%20").replace('/', "%2F"))
+        };
+        match self.access.client.post(url).send().await {
+            Err(error) => self.broken(&error, "purge", key),
+            Ok(answer) => match answer.status().as_u16() {
+                204 => self.ledger.tally.borrow_mut().purges += 1,
+                409 => {}
+                status @ 500.. => *self.ledger.tally.borrow_mut().errors.entry(status).or_default() += 1,
+                status => self.fault(key, format!("IMPOSSIBLE {status} for a purge")),
+            },
         }
     }
 
