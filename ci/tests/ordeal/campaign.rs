@@ -74,6 +74,9 @@ struct Campaign<'a, S> {
 pub fn run<S: Striker>(striker: &mut S, flags: &Flags, short: u64) -> ExitCode {
     let environment = flags.canary.iter().map(|name| ("FOREBAY_CANARY".to_owned(), name.clone())).collect();
     let plan = Plan { strikes: flags.strikes.unwrap_or(short), seed: flags.seed, environment };
+    if flags.canary.is_some() && !knows_canary(&plan) {
+        return ExitCode::from(2);
+    }
     let mut campaign = Campaign {
         striker,
         plan: &plan,
@@ -112,6 +115,18 @@ pub fn run<S: Striker>(striker: &mut S, flags: &Flags, short: u64) -> ExitCode {
             ExitCode::SUCCESS
         }
     }
+}
+
+/// Whether the binary was built with canaries and has this one. Else nothing would be found, or the wrong thing.
+fn knows_canary(plan: &Plan) -> bool {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_forebay"));
+    let output = command.arg("--version").envs(plan.environment.iter().cloned()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    let knows = output.status.success() && said.contains("canary");
+    if !knows {
+        eprintln!("this build has no such canary (it needs --features canaries): {said}");
+    }
+    knows
 }
 
 impl<S: Striker> Campaign<'_, S> {
@@ -291,7 +306,7 @@ impl<S: Striker> Campaign<'_, S> {
         let errors = list(tally.errors.iter().map(|(status, count)| (status.to_string(), *count)).collect());
         let events = list(tally.events.iter().map(|(event, count)| (event.clone(), *count)).collect());
         format!(
-            "{name}: {strikes} {}/{} ({} while starting), {} lives, {} outages, acknowledged puts {} deletes {} purges {}, reads \
+            "{name}: {strikes} {}/{} ({} while starting), {} lives, {} outages, acknowledged puts {} deletes {} purges {} (slowest {:?}), reads \
              judged {}, cut off {}, errors ({errors}), in half of the runs ({events}), rotten {}, violations {}, {:.0} s",
             self.strikes,
             self.plan.strikes,
@@ -301,6 +316,7 @@ impl<S: Striker> Campaign<'_, S> {
             tally.puts,
             tally.deletes,
             tally.purges,
+            tally.slowest,
             tally.gets,
             tally.cut_off,
             self.rotten,

@@ -7,13 +7,14 @@
 use std::cell::{Cell, RefCell};
 use std::collections::BTreeMap;
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use reqwest::{Method, Response};
 
 use super::bucket::Gate;
-use super::node::Access;
+use super::node::{Access, REQUEST_BOUND};
 use super::oracle::{Change, Found, Key, Oracle, Volume};
 
 /// What a campaign counts.
@@ -23,6 +24,8 @@ pub struct Tally {
     pub deletes: u64,
     pub purges: u64,
     pub gets: u64,
+    /// The longest that an acknowledgement took.
+    pub slowest: Duration,
     /// Requests cut off by the end of the node.
     pub cut_off: u64,
     /// Errors by status.
@@ -106,6 +109,7 @@ impl Life<'_> {
             Change::Delete => self.access.client.request(Method::DELETE, url),
         };
         self.oracle.borrow_mut().begin(key, change);
+        let began = Instant::now();
         let answer = match request.send().await {
             Ok(answer) => self.judge(volume, change, &answer),
             Err(error) => {
@@ -118,6 +122,7 @@ impl Life<'_> {
             Answer::Acknowledged(how) => {
                 oracle.acknowledged(key, change, &how);
                 let mut tally = self.ledger.tally.borrow_mut();
+                tally.slowest = tally.slowest.max(began.elapsed());
                 match change {
                     Change::Put(_) => tally.puts += 1,
                     Change::Delete => tally.deletes += 1,
@@ -253,7 +258,8 @@ impl Life<'_> {
     /// No answer: fine when the node has been struck, a fault when it took too long.
     fn broken(&self, error: &reqwest::Error, what: &str, key: usize) {
         if error.is_timeout() {
-            self.fault(key, format!("NO ANSWER to {what} within {:?}", super::node::REQUEST_BOUND));
+            let threads = self.access.threads();
+            self.fault(key, format!("NO ANSWER to {what} within {REQUEST_BOUND:?}; the node's threads:\n{threads}"));
         } else if self.over.get() {
             self.ledger.tally.borrow_mut().cut_off += 1;
         } else {

@@ -21,7 +21,7 @@ use super::oracle::Volume;
 /// A start takes less, on a machine that is busy with something else too.
 const READY_BOUND: Duration = Duration::from_secs(60);
 /// No request of a campaign takes longer: the origin's deadline is much shorter.
-pub const REQUEST_BOUND: Duration = Duration::from_secs(40);
+pub const REQUEST_BOUND: Duration = Duration::from_secs(30);
 
 /// The size of everything in one directory's life.
 #[derive(Debug, Clone)]
@@ -49,6 +49,7 @@ pub struct Node {
 pub struct Access {
     pub urls: Vec<String>,
     pub client: Client,
+    pid: u64,
 }
 
 impl Node {
@@ -122,7 +123,7 @@ impl Node {
         let urls = addresses.map(|address| format!("https://{}", address.as_str().unwrap())).collect();
         let certificate = Certificate::from_pem(&fs::read(self.directory.join("cert.pem")).unwrap()).unwrap();
         let builder = Client::builder().tls_certs_only([certificate]).no_proxy().timeout(REQUEST_BOUND);
-        Ok(Access { urls, client: builder.build().unwrap() })
+        Ok(Access { urls, client: builder.build().unwrap(), pid })
     }
 
     /// SIGKILL, without waiting for the end.
@@ -202,6 +203,25 @@ impl Access {
 }
 
 impl Access {
+    /// What each of the node's threads does: for a node that does not answer.
+    pub fn threads(&self) -> String {
+        let mut text = String::new();
+        for task in fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten() {
+            let file = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+            let stat = file("stat");
+            let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+            let field = |index: usize| fields.get(index).copied().unwrap_or_default();
+            let (state, ticks) = (field(0), (field(11), field(12)));
+            let stack = file("stack").replace('\n', " ");
+            text += &format!(
+                "  {} state {state}, ticks {ticks:?}, waits in {} {stack}\n",
+                file("comm").trim(),
+                file("wchan")
+            );
+        }
+        text
+    }
+
     /// What the store has done since it was opened (commits, reclaims, …), as `/metrics` tells it; nothing if it can't.
     pub async fn events(&self) -> Vec<(String, u64)> {
         let Ok(answer) = self.client.get(format!("{}/metrics", self.urls[0])).send().await else { return Vec::new() };
