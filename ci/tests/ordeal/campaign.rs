@@ -4,7 +4,7 @@
 //! one shape; its node is struck many times, a quarter of them while it starts, the first of all perhaps while it formats.
 //! The store is out of reach in a part of the time: else everything would be in the bucket before the node dies.
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::fs;
 use std::io::{IsTerminal, Write as _};
 use std::path::{Path, PathBuf};
@@ -212,7 +212,7 @@ impl<S: Striker> Campaign<'_, S> {
             bucket.open().await;
         }
         let ledger = Rc::clone(&self.ledger);
-        let life = Life { oracle, access, ledger: &ledger, over: Cell::new(false) };
+        let life = Life::new(oracle, access, &ledger);
         let mut rng = SmallRng::seed_from_u64(self.rng.random());
         verify::from_the_node(&life, bucket, &mut rng).await;
         self.check()?;
@@ -251,12 +251,15 @@ impl<S: Striker> Campaign<'_, S> {
                 }
             }
             life.over.set(true);
-            striker.strike(node, &mut striking)
+            let how = striker.strike(node, &mut striking);
+            let is_gone = node.gone().await;
+            life.gone.send_replace(true);
+            is_gone.map(|()| how)
         };
         let (_, how) = join(clients, end).await;
         self.outages += u64::from(outage.is_some());
         self.check()?;
-        Ok(how)
+        how
     }
 
     /// After a strike: everything that went on comes to its end, then the node starts again.
@@ -282,7 +285,7 @@ impl<S: Striker> Campaign<'_, S> {
         bucket.open().await;
         let access = node.ready().await?;
         let ledger = Rc::clone(&self.ledger);
-        let life = Life { oracle, access: &access, ledger: &ledger, over: Cell::new(false) };
+        let life = Life::new(oracle, &access, &ledger);
         let mut rng = SmallRng::seed_from_u64(self.plan.seed);
         verify::from_the_node(&life, bucket, &mut rng).await;
         verify::in_the_bucket(&life, bucket).await?;

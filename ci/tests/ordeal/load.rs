@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 use reqwest::{Method, Response};
+use tokio::sync::watch;
 
 use super::bucket::Gate;
 use super::node::{Access, REQUEST_BOUND};
@@ -49,6 +50,8 @@ pub struct Life<'a> {
     pub ledger: &'a Ledger,
     /// Set right before the node is struck: nobody begins anything new.
     pub over: Cell<bool>,
+    /// Set when the node is gone: nobody waits any longer.
+    pub gone: watch::Sender<bool>,
 }
 
 /// How a change was answered.
@@ -67,7 +70,11 @@ pub enum Read {
     Wrong(String),
 }
 
-impl Life<'_> {
+impl<'a> Life<'a> {
+    pub fn new(oracle: &'a RefCell<Oracle>, access: &'a Access, ledger: &'a Ledger) -> Life<'a> {
+        Life { oracle, access, ledger, over: Cell::new(false), gone: watch::channel(false).0 }
+    }
+
     /// One client, until the end.
     pub async fn client(&self, seed: u64, gate: &Gate) {
         let mut rng = SmallRng::seed_from_u64(seed);
@@ -110,12 +117,13 @@ impl Life<'_> {
         };
         self.oracle.borrow_mut().begin(key, change);
         let began = Instant::now();
-        let answer = match request.send().await {
-            Ok(answer) => self.judge(volume, change, &answer),
-            Err(error) => {
+        let answer = match self.until_gone(request.send()).await {
+            Some(Ok(answer)) => self.judge(volume, change, &answer),
+            Some(Err(error)) => {
                 self.broken(&error, &format!("{change:?}"), key);
                 Answer::Error(format!("{:?}", error.without_url()))
             }
+            None => Answer::Error("the node is gone".to_owned()),
         };
         let mut oracle = self.oracle.borrow_mut();
         match answer {
@@ -165,9 +173,10 @@ impl Life<'_> {
             let Key { volume, name, .. } = &oracle.keys[key];
             format!("{base}/v1/volumes/{}/purge?key={}", volume.name(), name.replace(' ', "%20").replace('/', "%2F"))
         };
-        match self.access.client.post(url).send().await {
-            Err(error) => self.broken(&error, "purge", key),
-            Ok(answer) => match answer.status().as_u16() {
+        match self.until_gone(self.access.client.post(url).send()).await {
+            None => {}
+            Some(Err(error)) => self.broken(&error, "purge", key),
+            Some(Ok(answer)) => match answer.status().as_u16() {
                 204 => self.ledger.tally.borrow_mut().purges += 1,
                 409 => {}
                 status @ 500.. => *self.ledger.tally.borrow_mut().errors.entry(status).or_default() += 1,
@@ -208,9 +217,10 @@ impl Life<'_> {
             let (status, way) = (answer.status().as_u16(), answer.headers().get("cache-status").cloned());
             Ok::<_, reqwest::Error>((status, way, answer.bytes().await?))
         };
-        let (status, way, body) = match answered.await {
-            Ok(answered) => answered,
-            Err(error) => {
+        let (status, way, body) = match self.until_gone(answered).await {
+            None => return Read::Broken("the node is gone".to_owned()),
+            Some(Ok(answered)) => answered,
+            Some(Err(error)) => {
                 self.broken(&error, "GET", key);
                 return Read::Broken(format!("{:?}", error.without_url()));
             }
@@ -253,6 +263,18 @@ impl Life<'_> {
     pub fn fault(&self, key: usize, what: String) {
         let history = self.oracle.borrow().history(key);
         self.ledger.faults.borrow_mut().push(format!("{what}\n{history}"));
+    }
+
+    /// What comes of a request while the node is there.
+    async fn until_gone<T>(&self, request: impl Future<Output = T>) -> Option<T> {
+        let mut gone = self.gone.subscribe();
+        tokio::select! {
+            outcome = request => Some(outcome),
+            _ = gone.wait_for(|gone| *gone) => {
+                self.ledger.tally.borrow_mut().cut_off += 1;
+                None
+            }
+        }
     }
 
     /// No answer: fine when the node has been struck, a fault when it took too long.

@@ -131,7 +131,28 @@ impl Node {
         self.signal(Signal::KILL);
     }
 
-    /// Waits for the end of a node that was killed.
+    /// Waits until a node that was killed is gone. Its sockets may live some moments longer, until the kernel has wound up
+    /// its rings.
+    ///
+    /// # Errors
+    /// It lives on, with what its threads do.
+    pub async fn gone(&self) -> Result<(), String> {
+        let pid = self.child.as_ref().unwrap().id();
+        let began = Instant::now();
+        let is_gone = || {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            stat.rsplit(") ").next().is_none_or(|rest| rest.is_empty() || rest.starts_with(['Z', 'X']))
+        };
+        while !is_gone() {
+            if began.elapsed() > READY_BOUND {
+                return Err(format!("SIGKILL was sent {READY_BOUND:?} ago:\n{}", threads(u64::from(pid))));
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        Ok(())
+    }
+
+    /// Reaps a node that was killed.
     ///
     /// # Errors
     /// It had ended by itself.
@@ -205,21 +226,7 @@ impl Access {
 impl Access {
     /// What each of the node's threads does: for a node that does not answer.
     pub fn threads(&self) -> String {
-        let mut text = String::new();
-        for task in fs::read_dir(format!("/proc/{}/task", self.pid)).into_iter().flatten().flatten() {
-            let file = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
-            let stat = file("stat");
-            let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
-            let field = |index: usize| fields.get(index).copied().unwrap_or_default();
-            let (state, ticks) = (field(0), (field(11), field(12)));
-            let stack = file("stack").replace('\n', " ");
-            text += &format!(
-                "  {} state {state}, ticks {ticks:?}, waits in {} {stack}\n",
-                file("comm").trim(),
-                file("wchan")
-            );
-        }
-        text
+        threads(self.pid)
     }
 
     /// What the store has done since it was opened (commits, reclaims, …), as `/metrics` tells it; nothing if it can't.
@@ -233,6 +240,21 @@ impl Access {
         };
         text.lines().filter_map(event).collect()
     }
+}
+
+fn threads(pid: u64) -> String {
+    let mut text = String::new();
+    for task in fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten() {
+        let file = |name: &str| fs::read_to_string(task.path().join(name)).unwrap_or_default();
+        let stat = file("stat");
+        let fields: Vec<&str> = stat.rsplit(") ").next().unwrap_or_default().split(' ').collect();
+        let field = |index: usize| fields.get(index).copied().unwrap_or_default();
+        let (state, ticks) = (field(0), (field(11), field(12)));
+        let stack = file("stack").replace('\n', " ");
+        text +=
+            &format!("  {} state {state}, ticks {ticks:?}, waits in {} {stack}\n", file("comm").trim(), file("wchan"));
+    }
+    text
 }
 
 /// Small in everything, so that regions are reclaimed and the journal wraps within seconds.
