@@ -116,6 +116,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let name = slot_name(self.superblock.shard, header.number % 2);
         if canary::is(Canary::JournalFreedEarly) {
             self.change(|state| (0..2).for_each(|_| state.journal.cover(header.from)));
+            self.signals.journal.notify(usize::MAX);
         }
         while !self.write_slot(&name, header, slot_bytes).await? {
             slot_bytes *= 2;

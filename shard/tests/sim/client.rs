@@ -62,7 +62,7 @@ impl Client {
     /// Works until the quota is used up.
     pub async fn run(mut self) {
         let slab = self.disk.open(SLAB, OpenMode::Read).await.expect("the slab is there");
-        let reader = Reader::new(self.shard.clone(), slab);
+        let reader = Reader::new(self.shard.clone(), slab, self.shared.plan.disk);
         while self.shared.take_op() {
             self.shared.busy_since.borrow_mut()[self.number] = Some(self.runtime.now());
             self.act(&reader).await;

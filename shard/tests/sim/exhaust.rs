@@ -22,6 +22,7 @@ use super::campaign::last_panic;
 use super::history;
 use super::machine::{Machine, SLAB, SimShard};
 use super::model::KeyModel;
+use super::plan::DiskMode;
 use super::reader::{Answer, Reader};
 use super::truth::Truth;
 use super::universe::{Subject, Universe, content};
@@ -259,7 +260,7 @@ impl Bench {
         let disk = self.machine.world.disk();
         let slab = disk.open(SLAB, OpenMode::Read).await.expect("the slab is there");
         let id = self.models[index].borrow_mut().begin_read();
-        match Reader::new(shard.clone(), slab).read(&self.universe, index).await {
+        match Reader::new(shard.clone(), slab, DiskMode::Honest).read(&self.universe, index).await {
             Answer::Shows(states) => {
                 history::note(self.machine.world.runtime().now(), 0, index, "read (version bits)", states.bits());
                 self.models[index].borrow_mut().end_read(id, states);

@@ -16,6 +16,7 @@ use futures::future::{Either, select};
 use super::history;
 use super::machine::SimShard;
 use super::model::{State, States};
+use super::plan::DiskMode;
 use super::universe::Universe;
 
 /// What a read tells.
@@ -48,14 +49,22 @@ impl Answer {
 pub struct Reader {
     shard: SimShard,
     slab: SimFile,
+    disk: DiskMode,
 }
 
 /// How often one request meets rot before it gives up.
 const TRIES: usize = 4;
 
 impl Reader {
-    pub fn new(shard: SimShard, slab: SimFile) -> Reader {
-        Reader { shard, slab }
+    pub fn new(shard: SimShard, slab: SimFile, disk: DiskMode) -> Reader {
+        Reader { shard, slab, disk }
+    }
+
+    /// Pinned bytes are those of their record, unless the disk itself rots.
+    fn meets_rot(&self, index: usize) {
+        if self.disk != DiskMode::Lying {
+            history::violation(index, "I1, I7: a reader met other bytes than those it has pinned");
+        }
     }
 
     /// A whole GET.
@@ -75,13 +84,16 @@ impl Reader {
                             self.shard.offer_memory(key, generation, body, etag);
                             return answer;
                         }
-                        Err(ReadError::Rot { .. }) => self.shard.report_rot(key, generation).await,
+                        Err(ReadError::Rot { .. }) => {
+                            self.meets_rot(index);
+                            self.shard.report_rot(key, generation).await;
+                        }
                         Err(ReadError::Disk(_)) => return Answer::Nothing,
                     }
                 }
                 Got::Fill(stream) => {
                     let (len_bytes, etag) = (stream.len_bytes, stream.etag.clone());
-                    return match collect(stream, usize::MAX).await {
+                    return match collect(index, stream, usize::MAX).await {
                         Err(_) => Answer::Nothing,
                         Ok(body) if body.len() as u64 == len_bytes => whole(universe, index, &body, Some(&etag)),
                         Ok(_) => history::violation(index, "I8: a short body with a good end"),
@@ -108,12 +120,16 @@ impl Reader {
                 self.shard.unpin(pin);
                 match read {
                     Ok(bytes) => (len_bytes, piece * PIECE_BYTES, Bytes::copy_from_slice(&bytes)),
-                    Err(_) => return Answer::Nothing,
+                    Err(ReadError::Rot { .. }) => {
+                        self.meets_rot(index);
+                        return Answer::Nothing;
+                    }
+                    Err(ReadError::Disk(_)) => return Answer::Nothing,
                 }
             }
             Got::Fill(stream) => {
                 let len_bytes = stream.len_bytes;
-                match collect(stream, (at % 20_000) as usize).await {
+                match collect(index, stream, (at % 20_000) as usize).await {
                     // What has come before the end of a fill is not verified yet.
                     Ok(bytes) if bytes.len() as u64 == len_bytes => (len_bytes, 0, bytes),
                     Ok(_) | Err(_) => return Answer::Nothing,
@@ -173,9 +189,13 @@ fn digest_of(universe: &Universe, index: usize, body: &[u8]) -> forebay_io::chec
 }
 
 /// The body, or as much of it as has come when `enough` bytes are there.
-async fn collect(mut stream: FillStream, enough: usize) -> Result<Bytes, OriginError> {
+async fn collect(index: usize, mut stream: FillStream, enough: usize) -> Result<Bytes, OriginError> {
     let mut body = Vec::new();
     while let Some(frame) = stream.frames.next().await {
+        if frame.is_err() && !body.is_empty() && body.len() as u64 == stream.len_bytes {
+            // With its last byte an HTTP body ends well, whatever comes after.
+            history::violation(index, "I8: all of a body was sent, and then it failed");
+        }
         body.extend_from_slice(&frame?);
         if body.len() >= enough {
             break;

@@ -190,6 +190,11 @@ impl Director {
                 history::violation(index, &format!("I3: the key is {state:?}, allowed {allowed:?}"));
             }
         }
+        let stats = self.machine.shard().stats();
+        // What recovery found is more if flushed marks were lost; a delete that superseded nothing may owe its record.
+        let recovered = stats.recovery.dirty_bytes + (stats.recovery.dirty_blocks + stats.recovery.tombstones) * 512;
+        let most = stats.dirty_bytes_max.max(recovered) + self.shared.plan.clients as u64 * 512;
+        assert!(stats.dirty_bytes <= most, "I10: {} dirty bytes, at most {most} are allowed", stats.dirty_bytes);
         let now = self.machine.world.runtime().now();
         for (number, since) in self.shared.busy_since.borrow().iter().enumerate() {
             let is_stuck = since.is_some_and(|since| now.since(since) > VERB_MAX);
@@ -332,7 +337,7 @@ impl Director {
             let shard = self.machine.shard().clone();
             let answer = self.machine.world.block_on(async {
                 let slab = disk.open(SLAB, OpenMode::Read).await.expect("it is there");
-                let reader = Reader::new(shard, slab);
+                let reader = Reader::new(shard, slab, self.shared.plan.disk);
                 // Appends and fills that nobody waits for may still take their budgets.
                 for _ in 0..60 {
                     match reader.read(universe, index).await {
