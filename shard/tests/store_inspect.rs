@@ -49,8 +49,8 @@ fn view(bench: &Bench) -> View {
         let regions = inspector.regions(&slots, &recovery).await.unwrap();
         let mut names: Names = inspector.names(&slots, &recovery).await.unwrap();
         let mut records = Vec::new();
-        for region in &regions {
-            records.extend(inspector.records(&recovery, &mut names, region.number).await.unwrap());
+        for batch in recovery.batches(0..regions.len() as u32, 20) {
+            records.extend(inspector.records(&recovery, &mut names, batch).await.unwrap());
         }
         let tombstones = inspector.tombstones(&recovery, &names);
         View { slots, regions, records, tombstones, summary: recovery.summary() }

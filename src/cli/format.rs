@@ -147,8 +147,9 @@ impl Existing {
     }
 
     fn words(&self) -> String {
-        let shards = counted(self.shards as u64, "shard");
-        format!("a store of {shards} with {}; {}", counted(self.entries, "block"), self.costs())
+        let (shards, blocks) = (counted(self.shards as u64, "shard"), counted(self.entries - self.deletes, "block"));
+        let dirty = if self.is_costly() { self.costs() } else { "all are in the object store".to_owned() };
+        format!("a store of {shards} with {blocks}; {dirty}")
     }
 
     fn costs(&self) -> String {

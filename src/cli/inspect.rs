@@ -7,7 +7,7 @@
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, bail};
+use anyhow::{Context as _, bail, ensure};
 use clap::{Args, ValueEnum};
 use forebay_io::plain::{PlainDisk, PlainRuntime};
 use forebay_shard::store::inspect::names::Names;
@@ -23,6 +23,9 @@ mod json;
 mod region_map;
 mod text;
 
+/// Records listed in one go: some 200 bytes each.
+const LISTED_COUNT: u64 = 1 << 17;
+
 /// `forebay inspect [DIR] [PART]`
 #[derive(Debug, Args)]
 pub struct InspectArgs {
@@ -33,7 +36,7 @@ pub struct InspectArgs {
     #[arg(value_name = "PART")]
     part: Option<Part>,
     /// Take the directory from this configuration.
-    #[arg(long, env = "FOREBAY_CONFIG", value_name = "FILE")]
+    #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// This shard only.
     #[arg(long, value_name = "N")]
@@ -184,11 +187,13 @@ fn show_shard(
     let (disk, runtime) = (PlainDisk::new(node.path()), PlainRuntime::default());
     let superblocks = runtime.run(Superblocks::read(&disk, shard))?;
     if part == Some(Part::Superblock) || superblocks.good().is_none() {
-        return if args.json {
-            json::superblocks(out, shard, &superblocks)
+        if args.json {
+            json::superblocks(out, shard, &superblocks)?;
         } else {
-            text::superblocks(out, shard, &superblocks)
-        };
+            text::superblocks(out, shard, &superblocks)?;
+        }
+        ensure!(superblocks.good().is_some(), "without a superblock nothing else can be found");
+        return Ok(());
     }
     let inspector = runtime.run(Inspector::open(disk, shard))?;
     let opened = Opened { superblocks, inspector, runtime };
@@ -280,8 +285,8 @@ fn records(
     let show = |out: &mut dyn Write, lines: &[_]| {
         if args.json { json::records(out, shard, lines) } else { text::records(out, lines) }
     };
-    for region in regions {
-        show(out, &runtime.run(inspector.records(recovery, &mut names, region))?)?;
+    for batch in recovery.batches(regions, LISTED_COUNT) {
+        show(out, &runtime.run(inspector.records(recovery, &mut names, batch))?)?;
     }
     if args.region.is_none() {
         show(out, &inspector.tombstones(recovery, &names))?;

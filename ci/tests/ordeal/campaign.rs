@@ -276,6 +276,7 @@ impl<S: Striker> Campaign<'_, S> {
         self.strikes += 1;
         oracle.borrow_mut().restarted(&format!("strike {}: {how}", self.strikes));
         self.speak();
+        verify::on_the_disk(&node.disk)?;
         node.spawn();
         Ok(())
     }

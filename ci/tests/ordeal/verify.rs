@@ -4,6 +4,8 @@
 //! and the store is away, the bucket itself must: an acknowledged write is on the node or in the bucket. `in_the_bucket` is
 //! the end of a campaign: everything flushed, and the bucket alone is right.
 
+use std::path::Path;
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use futures::StreamExt;
@@ -20,6 +22,22 @@ use super::oracle::Found;
 const READERS: usize = 8;
 /// How long a node that has just started may decline before that is a fault.
 const PATIENCE: Duration = Duration::from_secs(30);
+
+/// What the disk says by itself before the node starts again: `forebay verify` finds no broken promise.
+///
+/// # Errors
+/// It finds one, or can't look.
+pub fn on_the_disk(disk: &Path) -> Result<(), String> {
+    let output = Command::new(env!("CARGO_BIN_EXE_forebay")).arg("verify").arg(disk).output().unwrap();
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    // Struck before there was a directory, or before the node wrote its name into it.
+    let is_nothing = ["holds no node", "No such file"].iter().any(|words| err.contains(words));
+    match output.status.code() {
+        Some(0) => Ok(()),
+        Some(2) if is_nothing => Ok(()),
+        code => Err(format!("verify before the restart: exit {code:?}\n{out}{err}")),
+    }
+}
 
 /// Reads every key from the node.
 pub async fn from_the_node(life: &Life<'_>, bucket: &Bucket, rng: &mut SmallRng) {

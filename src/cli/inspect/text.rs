@@ -309,8 +309,8 @@ pub fn index_lines(out: &mut dyn Write, recovery: &Recovery) -> Result<()> {
         format!("{} clean, {} dirty, {}", count(index.clean), count(index.dirty), counted(index.tombstones, "delete"));
     writeln!(
         out,
-        "  index        {}: {entries}; generation {} comes next",
-        counted(index.entries, "entry").replace("entrys", "entries"),
+        "  index        {} entries: {entries}; generation {} comes next",
+        count(index.entries),
         index.next_generation
     )?;
     writeln!(out, "               {} of memory, {per_entry:.1} bytes an entry", bytes(index.memory_bytes))?;

@@ -1,6 +1,7 @@
 //! How far a verification is: a bar on a terminal, else a plain line now and then.
 //!
-//! Used by `verify`, on stderr, so that the verdict on stdout stays clean. The rate is that of the shard so far.
+//! Used by `verify`, on stderr, so that the verdict on stdout stays clean. The rate is that of the shard so far. Lines tell
+//! of blocks only: what comes before them takes no time worth a line.
 
 use std::io::{IsTerminal, Stderr, Write};
 use std::time::{Duration, Instant};
@@ -52,6 +53,9 @@ impl<W: Write> Meter<W> {
         let every = if self.style == Style::Bar { DRAW_EVERY } else { LINE_EVERY };
         let is_new = self.shown.is_none_or(|(_, part)| part != at.part);
         let is_end = at.part == Part::Records && at.done_bytes == at.total_bytes;
+        if self.style == Style::Lines && at.part != Part::Records {
+            return;
+        }
         if !is_new && !is_end && self.shown.is_some_and(|(shown, _)| now.duration_since(shown) < every) {
             return;
         }

@@ -173,20 +173,25 @@ impl<D: Disk> Inspector<D> {
         })
     }
 
-    /// The records of region `number` that count, in the order in which they lie.
+    /// The records of these regions that count, in the order in which they lie. Ask for a batch of
+    /// [`Recovery::batches`] at a time: each costs a walk of the index.
     ///
     /// # Errors
-    /// What the device said about the footer, which names some.
+    /// What the device said about a footer, which names some.
     pub async fn records(
         &self,
         recovery: &Recovery,
         names: &mut Names,
-        number: u32,
+        regions: Range<u32>,
     ) -> Result<Vec<RecordLine>, IoError> {
-        let entries = recovery.entries_in(number..number + 1);
-        if !entries.is_empty() {
-            let epoch = recovery.loaded.state.regions.at(number).epoch;
-            self.footer(number, epoch, |record| names.learn(record)).await?;
+        let entries = recovery.entries_in(regions);
+        let mut named = None;
+        for at in entries.iter().filter_map(Entry::place) {
+            if named != Some(at.region) {
+                named = Some(at.region);
+                let epoch = recovery.loaded.state.regions.at(at.region).epoch;
+                self.footer(at.region, epoch, |record| names.learn(record)).await?;
+            }
         }
         Ok(entries.iter().map(|entry| self.line(recovery, names, entry)).collect())
     }
@@ -241,6 +246,27 @@ impl Recovery {
             region.end = region.end.max(at.offset() + footprint(entry.len_bytes()));
         });
         live
+    }
+
+    /// `regions` cut into batches of at most `count_max` blocks, or of one region that has more.
+    #[must_use]
+    pub fn batches(&self, regions: Range<u32>, count_max: u64) -> Vec<Range<u32>> {
+        let live = self.live(self.loaded.state.regions.count());
+        let (mut batches, mut count) = (Vec::<Range<u32>>::new(), 0);
+        for number in regions {
+            let more = live[number as usize].count;
+            match batches.last_mut() {
+                Some(last) if count + more <= count_max => {
+                    last.end = number + 1;
+                    count += more;
+                }
+                _ => {
+                    batches.push(number..number + 1);
+                    count = more;
+                }
+            }
+        }
+        batches
     }
 
     /// The entries of these regions, in the order in which they lie.

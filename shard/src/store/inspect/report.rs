@@ -92,6 +92,11 @@ impl PartReport {
         self.counts[finding.cost as usize] += 1;
         if self.findings.len() < FINDINGS_MAX {
             self.findings.push(finding);
+        } else if finding.cost > Cost::Note
+            && let Some(note) = self.findings.iter_mut().rfind(|kept| kept.cost == Cost::Note)
+        {
+            // No number of notes hides a fault.
+            *note = finding;
         }
     }
 
@@ -126,5 +131,22 @@ impl Report {
 impl Finding {
     pub(super) fn new(cost: Cost, file: &str, offset: Option<u64>, what: impl Into<String>) -> Finding {
         Finding { cost, file: file.to_owned(), offset, identity: None, key: None, what: what.into() }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_number_of_notes_hides_a_fault_and_all_are_counted() {
+        let mut part = PartReport::new(Part::Footers, "regions");
+        (0..200).for_each(|n| part.found(Finding::new(Cost::Note, "slab", Some(n), "torn")));
+        part.found(Finding::new(Cost::Spare, "slab", Some(7), "damaged"));
+        assert_eq!((part.findings.len(), part.counts, part.faults()), (FINDINGS_MAX, [200, 1, 0, 0], 1));
+        let report = Report { shard: 0, parts: vec![part], proven_bytes: 0 };
+        assert!(!report.is_good());
+        assert_eq!(report.first_fault().unwrap().1.what, "damaged");
     }
 }

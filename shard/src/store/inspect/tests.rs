@@ -1,5 +1,6 @@
 //! Breaches that no flipped bit can make, because sums and chains catch those first: the state that recovery computed is
 //! changed under the hands of `verify`, as a bug of recovery would, and each invariant is named.
+//! What flipped bits do is tested on whole stores in `tests/store_inspect.rs`.
 
 #![allow(clippy::unwrap_used)]
 

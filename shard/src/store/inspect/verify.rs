@@ -69,10 +69,10 @@ pub async fn verify<D: Disk, R: Runtime>(
     };
     progress(at(Part::Footers));
     report.parts.push(inspector.verify_footers(&recovery, &file).await);
-    let (mut part, proven_bytes) = inspector.verify_records(&recovery, &file, progress).await;
+    let (part, proven_bytes) = inspector.verify_records(&recovery, &file, progress).await;
     report.proven_bytes = proven_bytes;
-    inspector.name_keys(&slots, &recovery, &mut part).await;
     report.parts.push(part);
+    inspector.name_keys(&slots, &recovery, &mut report).await;
     report
 }
 
@@ -346,14 +346,16 @@ impl<D: Disk> Inspector<D> {
     }
 
     /// Fills in the keys that the disk still knows.
-    async fn name_keys(&self, slots: &[Slot; 2], recovery: &Recovery, part: &mut PartReport) {
-        let unnamed = |finding: &Finding| finding.identity.is_some() && finding.key.is_none();
-        if !part.findings.iter().any(unnamed) {
+    async fn name_keys(&self, slots: &[Slot; 2], recovery: &Recovery, report: &mut Report) {
+        let findings = report.parts.iter_mut().flat_map(|part| &mut part.findings);
+        let mut unnamed: Vec<_> =
+            findings.filter(|finding| finding.identity.is_some() && finding.key.is_none()).collect();
+        if unnamed.is_empty() {
             return;
         }
         // A name is a courtesy: where it can't be read the identity stands alone.
         let Ok(names) = self.names(slots, recovery).await else { return };
-        for finding in part.findings.iter_mut().filter(|finding| unnamed(finding)) {
+        for finding in &mut unnamed {
             finding.key = finding.identity.and_then(|identity| names.key(Identity(identity))).cloned();
         }
     }

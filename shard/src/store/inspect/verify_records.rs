@@ -41,22 +41,13 @@ impl<D: Disk> Inspector<D> {
         file: &str,
         progress: &mut dyn FnMut(Progress),
     ) -> (PartReport, u64) {
-        let live = recovery.live(self.superblock.region_count);
-        let total_bytes = live.iter().map(|region| region.bytes).sum();
+        let total_bytes = recovery.live(self.superblock.region_count).iter().map(|region| region.bytes).sum();
         let at = Progress { part: Part::Records, done_bytes: 0, total_bytes };
         let part = PartReport::new(Part::Records, "blocks");
         let mut reading = Reading { part, proven_bytes: 0, at, noted_bytes: 0, progress };
         (reading.progress)(reading.at);
-        let mut from = 0;
-        while from < self.superblock.region_count {
-            let (mut until, mut count) = (from, 0);
-            while until < self.superblock.region_count
-                && (until == from || count + live[until as usize].count <= BATCH_COUNT)
-            {
-                count += live[until as usize].count;
-                until += 1;
-            }
-            let entries = recovery.entries_in(from..until);
+        for batch in recovery.batches(0..self.superblock.region_count, BATCH_COUNT) {
+            let entries = recovery.entries_in(batch);
             for fault in overlaps(&entries) {
                 let identity = fault.identity.map(|identity| identity.0);
                 reading.part.found(Finding { identity, ..Finding::new(Cost::Data, file, None, fault.what) });
@@ -64,7 +55,6 @@ impl<D: Disk> Inspector<D> {
             for of_region in entries.chunk_by(|a, b| a.place().map(|at| at.region) == b.place().map(|at| at.region)) {
                 self.verify_region(recovery, file, of_region, &mut reading).await;
             }
-            from = until;
         }
         (reading.progress)(reading.at);
         (reading.part, reading.proven_bytes)

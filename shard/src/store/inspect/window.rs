@@ -134,3 +134,73 @@ impl<F: DiskFile> DiskFile for Window<F> {
         ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use forebay_io::sim::SimWorld;
+    use forebay_io::{Disk, OpenMode};
+
+    use super::*;
+
+    /// A file of 3,000 sectors, each holding its number.
+    async fn numbered(world: &SimWorld) -> forebay_io::sim::SimFile {
+        let disk = world.disk();
+        let file = disk.open("s", OpenMode::Create(3000 * SECTOR)).await.unwrap();
+        let mut all = disk.buffer(3000 * SECTOR_BYTES).await;
+        all.chunks_exact_mut(SECTOR_BYTES)
+            .zip(0u32..)
+            .for_each(|(sector, n)| sector[..4].copy_from_slice(&n.to_le_bytes()));
+        file.write(0, all).await.unwrap();
+        file
+    }
+
+    fn number(sector: &ReadBuf) -> u32 {
+        u32::from_le_bytes(sector[..4].try_into().unwrap())
+    }
+
+    #[test]
+    fn every_sector_is_itself_whatever_the_order() {
+        let world = SimWorld::new(1);
+        world.block_on(async {
+            let window = Window::of_file(numbered(&world).await);
+            for n in [0, 1, 2, 1023, 1024, 2999, 2998, 5, 1500] {
+                let sector = window.sector_at(u64::from(n) * SECTOR).await.unwrap().unwrap();
+                assert_eq!((sector.len(), number(&sector)), (SECTOR_BYTES, n));
+            }
+            assert!(window.sector_at(3000 * SECTOR).await.unwrap().is_none());
+        });
+    }
+
+    #[test]
+    fn what_can_not_be_read_costs_only_itself() {
+        let world = SimWorld::new(2);
+        world.block_on(async {
+            // A window that believes in more than there is: every large read near the end fails.
+            let window = Window::until(numbered(&world).await, 3600 * SECTOR);
+            for n in 2900..3000 {
+                let sector = window.sector_at(u64::from(n) * SECTOR).await.unwrap().unwrap();
+                assert_eq!(number(&sector), n);
+            }
+            assert!(matches!(window.sector_at(3000 * SECTOR).await, Err(IoError::Short { .. })));
+            assert_eq!(number(&window.sector_at(2999 * SECTOR).await.unwrap().unwrap()), 2999);
+        });
+    }
+
+    #[test]
+    fn a_ring_is_read_on_across_its_end() {
+        let world = SimWorld::new(3);
+        world.block_on(async {
+            let ring = Ring { at: 100 * SECTOR, len_bytes: 50 * SECTOR };
+            let from = 50 * SECTOR * 7 + 40 * SECTOR;
+            let window = Window::of_ring(numbered(&world).await, ring, from);
+            let places = [0, 9, 10, 49].map(|step| from + step * SECTOR);
+            let mut found = Vec::new();
+            for at in places {
+                found.push(number(&window.sector_at(at).await.unwrap().unwrap()));
+            }
+            assert_eq!(found, [140, 149, 100, 139]);
+            assert!(window.sector_at(from + 50 * SECTOR).await.unwrap().is_none(), "one lap");
+        });
+    }
+}
