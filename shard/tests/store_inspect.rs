@@ -17,6 +17,7 @@ use forebay_shard::store::inspect::slots::{Slot, SlotState, current};
 use forebay_shard::store::inspect::verify::verify;
 use forebay_shard::store::inspect::{IndexSummary, Inspector, Superblocks};
 use forebay_shard::store::{Commit, Validity, slab_name};
+use futures::future::join_all;
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
@@ -173,6 +174,52 @@ fn i11_i13_every_store_that_the_writer_left_passes_and_is_shown_as_it_reopens() 
             assert_eq!((shown.entries, shown.dirty + shown.tombstones), (entries, dirty as u64), "seed {seed}");
         }
     }
+}
+
+/// Puts, deletes and fills, several at once, until the power goes.
+async fn work_until_the_end(bench: &Bench, seed: u64) {
+    let mut random = SmallRng::seed_from_u64(seed);
+    let Ok(store) = bench.open().await else { return };
+    for round in 0..60 {
+        let puts: Vec<_> = (0..random.random_range(1..8))
+            .map(|n| (format!("k{}", random.random_range(0..30)), random.random_range(0..9 * KIB), n))
+            .map(|(name, size, n)| {
+                let store = store.clone();
+                async move {
+                    let bytes = content(seed ^ (round << 8) ^ n, size);
+                    match n % 4 {
+                        3 => drop(store.fill(&name, bytes, Validity::default(), Commit::Lazy).await),
+                        2 if size < 500 => drop(store.delete(&name).await),
+                        _ => drop(store.put(&name, bytes).await),
+                    }
+                }
+            })
+            .collect();
+        join_all(puts).await;
+        for name in (0..30).map(|n| format!("k{n}")).filter(|_| random.random_ratio(1, 6)) {
+            if let Some(generation) = store.generation(&name) {
+                store.store.flushed(store.identity(&name), generation);
+            }
+        }
+    }
+}
+
+#[test]
+fn i11_no_power_cut_passes_for_damage() {
+    let mut torn = 0;
+    for seed in 0..150 {
+        let bench = Bench::new(seed, geometry());
+        for life in 0..4 {
+            let mut random = SmallRng::seed_from_u64(seed * 7 + life);
+            bench.world.crash_at(bench.world.changes() + random.random_range(1..400));
+            let _ = bench.world.run(work_until_the_end(&bench, seed * 100 + life));
+            bench.world.crash();
+            let report = verified(&bench);
+            assert!(report.is_good(), "seed {seed}, life {life}: {report:#?}");
+            torn += report.parts.iter().map(|part| part.counts[Cost::Note as usize]).sum::<u64>();
+        }
+    }
+    assert!(torn > 20, "cuts in the middle of something leave notes: {torn}");
 }
 
 #[test]
