@@ -57,7 +57,7 @@ impl Node {
         format!(
             "[node]\nlisten = \"127.0.0.1:0\"\nshard_port_base = 0\nshards = {SHARDS}\ncores = [{core}]\nmemory = \"320MiB\"\n\
              tls_certificate = {:?}\ntls_key = {:?}\ntls_name = \"localhost\"\nports_file = {:?}\n\
-             [[disk]]\npath = {:?}\ncapacity = \"512MiB\"\nregion = \"32MiB\"\n\
+             [[disk]]\npath = {:?}\ncapacity = \"768MiB\"\nregion = \"32MiB\"\n\
              [[store]]\nname = \"s3\"\nendpoint = \"{NO_STORE}\"\nbucket = \"blocks\"\n\
              credentials = {{ access_key = \"a\", secret_key = \"s\" }}\n\
              [auth]\nanonymous = true\n\

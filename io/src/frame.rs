@@ -293,36 +293,59 @@ impl Chain {
     }
 }
 
+/// How much bytes that are no good frame look like the next one of a chain. For whoever explains damage; nothing is ever
+/// accepted by it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Likeness {
+    /// Something else lies there.
+    Other,
+    /// All but the predecessor agrees: a frame that was written there earlier, or this one with that field damaged.
+    OtherPredecessor,
+    /// The head is the next frame's but for one field. A disk writes 512 bytes whole, so it was not torn: it has rotted.
+    DamagedHead,
+    /// The head is the next frame's: what follows is torn or has rotted.
+    WholeHead,
+}
+
 impl Chain {
-    /// How much bytes that are no good frame look like the next one of this chain: how many of magic, kind, number and
-    /// predecessor agree, 0 to 4. Three tell a damaged header: a disk writes 512 bytes whole, so it can't be torn. For
-    /// whoever explains damage; nothing is ever accepted by it.
+    /// How much `bytes` look like the next frame.
     #[must_use]
-    pub fn likeness(&self, want: FrameKind, bytes: &[u8]) -> usize {
-        let Some(header) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else { return 0 };
+    pub fn likeness(&self, want: FrameKind, bytes: &[u8]) -> Likeness {
+        let Some(header) = bytes.first_chunk::<FRAME_HEADER_BYTES>() else { return Likeness::Other };
         let agreeing = [
             u32_at(header, offset_of!(Layout, magic)) == MAGIC,
             u32_at(header, offset_of!(Layout, kind)) == want.code(),
             u64_at(header, offset_of!(Layout, sequence)) == self.sequence,
-            u64_at(header, offset_of!(Layout, previous_sum)) == self.previous_sum,
         ];
-        agreeing.into_iter().filter(|agrees| *agrees).count()
+        let follows = u64_at(header, offset_of!(Layout, previous_sum)) == self.previous_sum;
+        match agreeing.into_iter().filter(|agrees| *agrees).count() {
+            3 if follows => Likeness::WholeHead,
+            3 => Likeness::OtherPredecessor,
+            2 if follows => Likeness::DamagedHead,
+            _ => Likeness::Other,
+        }
     }
 }
 
 /// The longest frame that [`is_one_byte_off`] tries to mend: 8 KiB take a second.
 pub const MENDABLE_BYTES_MAX: usize = 8 << 10;
 
-/// Whether some one byte of `bytes`, changed back, makes a good frame at their beginning: then it was written whole and has
-/// rotted, and is not the remains of a write that was cut off. For whoever explains damage; nothing is ever mended by it.
+/// Whether some one byte of `bytes`, changed back, makes the next frame of `chain` at their beginning: then it was written
+/// whole and has rotted, and is not the remains of a write that was cut off. For whoever explains damage; nothing is
+/// ever mended by it.
 #[must_use]
-pub fn is_one_byte_off(store_id: u64, bytes: &[u8]) -> bool {
+pub fn is_one_byte_off(store_id: u64, chain: Chain, want: FrameKind, bytes: &[u8]) -> bool {
     let mut tried = bytes[..bytes.len().min(MENDABLE_BYTES_MAX)].to_vec();
-    (0..tried.len()).any(|at| {
+    let Some(header) = tried.first_chunk::<FRAME_HEADER_BYTES>() else { return false };
+    // Behind what it claims to hold nothing counts; should the claim be the damage, it lies in the header.
+    let claimed_bytes = u32_at(header, offset_of!(Layout, payload_bytes)) as usize;
+    let end = FRAME_HEADER_BYTES.saturating_add(claimed_bytes);
+    let end = if end <= tried.len() { end } else { FRAME_HEADER_BYTES };
+    (0..end).any(|at| {
         let found = tried[at];
         let mends = (1..=u8::MAX).any(|change| {
             tried[at] = found ^ change;
-            decode(store_id, &tried).is_ok()
+            decode(store_id, &tried).is_ok_and(|frame| { chain }.accept(want, &frame).is_ok())
         });
         tried[at] = found;
         mends

@@ -12,7 +12,7 @@ use super::super::footer::chain_of;
 use super::super::record::Record;
 use super::super::regions::Epoch;
 use super::Inspector;
-use super::window::Window;
+use super::window::{Remains, Window};
 
 const SECTOR: u64 = SECTOR_BYTES as u64;
 
@@ -75,33 +75,32 @@ impl<D: Disk> Inspector<D> {
                     records += shown;
                     at += found.len_bytes() as u64;
                 }
-                Err(reject) => return self.judge(&window, chain, at, &bytes, reject).await,
+                Err(reject) => return self.judge(&window, chain, at, reject).await,
             }
         }
         // The trailer is written last.
         match frame::decode(self.superblock.store_id, &trailer) {
             Ok(found) if chain.accept(FrameKind::Footer, &found).is_ok() => Ok(FooterState::Whole { records }),
             Ok(_) => Ok(FooterState::None),
-            Err(reject) => self.judge(&window, chain, trailer_at, &trailer, reject).await,
+            Err(reject) => self.judge(&window, chain, trailer_at, reject).await,
         }
     }
 
-    /// What bytes at `at` are that are no frame, where the next of `chain` should be: its head is there whole or not at
-    /// all, what follows may have been cut off by a power cut.
+    /// What lies at `at`, where the next frame of `chain` should be and none is.
     async fn judge(
         &self,
         window: &Window<D::File>,
         chain: Chain,
         at: u64,
-        bytes: &[u8],
         reject: Reject,
     ) -> Result<FooterState, IoError> {
-        let likeness = chain.likeness(FrameKind::Footer, bytes);
-        if likeness < 3 {
-            return Ok(FooterState::None);
-        }
-        let is_proven = likeness == 3 || window.is_rotten(self.superblock.store_id, at).await?;
-        Ok(FooterState::Damaged { offset: at, what: reject.to_string(), is_proven })
+        let remains = window.remains(self.superblock.store_id, at, chain, FrameKind::Footer).await?;
+        let damaged = |is_proven| FooterState::Damaged { offset: at, what: reject.to_string(), is_proven };
+        Ok(match remains {
+            Remains::Nothing => FooterState::None,
+            Remains::TornOrRotten => damaged(false),
+            Remains::Rotten => damaged(true),
+        })
     }
 
     /// Where the frames begin, by a good trailer.

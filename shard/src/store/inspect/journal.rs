@@ -12,7 +12,7 @@ use forebay_io::{Disk, IoError};
 use super::super::journal::{Point, Ring};
 use super::super::record::Record;
 use super::slots::{Slot, SlotHeader, current};
-use super::window::Window;
+use super::window::{Remains, Window};
 use super::{Inspector, RecordCounts};
 
 /// The journal from one point on.
@@ -178,10 +178,9 @@ impl<D: Disk> Inspector<D> {
             match accepted {
                 Ok(found) => view.take(ring, &found, &mut show),
                 Err(reject) => {
-                    let likeness = chain.likeness(FrameKind::Journal, &bytes);
-                    let is_rotten =
-                        likeness == 4 && window.is_rotten(self.superblock.store_id, view.end_position).await?;
-                    view.end = view.explain(ring, likeness, is_rotten, reject.to_string());
+                    let at = view.end_position;
+                    let remains = window.remains(self.superblock.store_id, at, chain, FrameKind::Journal).await?;
+                    view.end = view.explain(ring, remains, reject.to_string());
                     break;
                 }
             }
@@ -230,7 +229,10 @@ impl<D: Disk> Inspector<D> {
                 .and_then(|found| chain.accept(FrameKind::Journal, &found).map(|()| found.len_bytes()));
             match accepted {
                 Ok(len_bytes) => position += len_bytes as u64,
-                Err(_) if chain.likeness(FrameKind::Journal, &bytes) >= 3 => {
+                Err(_)
+                    if Remains::Nothing
+                        != window.remains(self.superblock.store_id, position, chain, FrameKind::Journal).await? =>
+                {
                     return Ok(Spare::Damaged { offset: offset_of(ring, position), sequence: chain.sequence });
                 }
                 Err(_) => return Ok(Spare::Reused),
@@ -271,16 +273,16 @@ impl JournalView {
         self.synced_through = self.synced_through.max(line.synced_through);
     }
 
-    /// A head is written whole or not at all, so a damaged one has rotted; a frame behind its good head may be torn.
-    fn explain(&self, ring: Ring, likeness: usize, is_rotten: bool, reject: String) -> JournalEnd {
+    fn explain(&self, ring: Ring, remains: Remains, reject: String) -> JournalEnd {
         let offset = offset_of(ring, self.end_position);
         let sequence = self.frames.last().map_or(self.from_sequence, |frame| frame.sequence + 1);
-        let rotten = |proof| JournalEnd::Rotten { offset, sequence, proof };
-        match likeness {
-            4 if is_rotten => rotten(format!("it was written whole and one byte of it has changed: {reject}")),
-            4 => JournalEnd::Torn { offset, sequence },
-            3 => rotten(format!("its head was written and is damaged: {reject}")),
-            _ => JournalEnd::Nothing { offset, what: reject },
+        match remains {
+            Remains::Nothing => JournalEnd::Nothing { offset, what: reject },
+            Remains::TornOrRotten => JournalEnd::Torn { offset, sequence },
+            Remains::Rotten => {
+                let proof = format!("{reject}, and it was written whole");
+                JournalEnd::Rotten { offset, sequence, proof }
+            }
         }
     }
 }

@@ -5,7 +5,7 @@
 //! is written after everything before it is synced, so a damaged frame with a good end frame behind it has rotted; and
 //! a frame inside one sector of 512 bytes is there whole or not at all.
 
-use forebay_io::frame::{self, Chain, FrameKind, Reject};
+use forebay_io::frame::{self, Chain, FrameKind, Likeness, Reject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, DiskFile, IoError, OpenMode};
 
@@ -198,8 +198,10 @@ impl SlotHeader {
 /// A frame of records may be torn; the head of any frame, and the whole end frame, are one part of 512 bytes.
 fn explain(reject: Reject, chain: Option<Chain>, bytes: &[u8]) -> Broken {
     let is_proof = chain.is_some_and(|chain| {
+        let as_records = chain.likeness(FrameKind::CheckpointRecords, bytes);
         let as_end = chain.likeness(FrameKind::CheckpointEnd, bytes);
-        as_end == 4 || as_end.max(chain.likeness(FrameKind::CheckpointRecords, bytes)) == 3
+        let is_damaged = [as_records, as_end].contains(&Likeness::DamagedHead);
+        as_end == Likeness::WholeHead || as_records != Likeness::WholeHead && is_damaged
     });
     Broken { what: reject.to_string(), is_proof }
 }

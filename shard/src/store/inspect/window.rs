@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::future::{Future, ready};
 use std::rc::Rc;
 
-use forebay_io::frame::{self, MENDABLE_BYTES_MAX, Reject};
+use forebay_io::frame::{self, Chain, FrameKind, Likeness, MENDABLE_BYTES_MAX, Reject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{DiskFile, IoError, ReadBuf, WriteBuf};
 
@@ -17,6 +17,17 @@ use super::super::journal::{self, Ring};
 /// One read, at most, unless a single frame or piece is longer.
 const WINDOW_BYTES: u64 = 4 << 20;
 const SECTOR: u64 = SECTOR_BYTES as u64;
+
+/// What lies where a frame should be.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Remains {
+    /// No such frame was ever written there.
+    Nothing,
+    /// It was written, and cut off, or it has rotted.
+    TornOrRotten,
+    /// It was written whole and has rotted.
+    Rotten,
+}
 
 /// A stretch of a file (or of the journal's ring, by position) that is read in order.
 #[derive(Clone)]
@@ -69,10 +80,21 @@ impl<F: DiskFile> Window<F> {
         }
     }
 
-    /// Whether the bad frame at `at` was whole once: one byte of it has rotted. Only a short one can be told.
-    pub async fn is_rotten(&self, store_id: u64, at: u64) -> Result<bool, IoError> {
+    /// What the bytes at `at` are, which are no good frame where the next of `chain` should be. Rot is told where a head
+    /// is damaged, or a short frame is one byte off; else it may have been cut off while it was written.
+    pub async fn remains(&self, store_id: u64, at: u64, chain: Chain, want: FrameKind) -> Result<Remains, IoError> {
         let len = self.until.saturating_sub(at).min(MENDABLE_BYTES_MAX as u64) as usize;
-        Ok(len > 0 && frame::is_one_byte_off(store_id, &self.ahead(at, len).await?))
+        if len == 0 {
+            return Ok(Remains::Nothing);
+        }
+        let bytes = self.ahead(at, len).await?;
+        Ok(match chain.likeness(want, &bytes) {
+            Likeness::Other => Remains::Nothing,
+            Likeness::DamagedHead => Remains::Rotten,
+            _ if frame::is_one_byte_off(store_id, chain, want, &bytes) => Remains::Rotten,
+            Likeness::WholeHead => Remains::TornOrRotten,
+            Likeness::OtherPredecessor => Remains::Nothing,
+        })
     }
 
     async fn ahead(&self, at: u64, len: usize) -> Result<ReadBuf, IoError> {
