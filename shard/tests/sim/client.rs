@@ -284,7 +284,12 @@ impl Client {
         let is_foreign: bool = self.rng.random();
         self.origin.insert(&key, universe.version(index, 0).body.clone(), is_foreign.then_some("by-others"));
         self.note(index, "others stored version 0", u64::from(is_foreign));
-        self.model(index, |model| model.others_store(is_foreign));
+        // A delete that was acknowledged before may still be on its way there.
+        let is_dirty = self.shard.dirty_items(usize::MAX).iter().any(|item| item.key == key);
+        self.model(index, |model| {
+            model.others_store(is_foreign);
+            model.is_others = !is_dirty;
+        });
     }
 
     /// Reads fillers, so that regions turn over.

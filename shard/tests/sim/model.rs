@@ -75,6 +75,8 @@ pub struct KeyModel {
     adrift: States,
     /// The origin may hold other bytes than what was acknowledged here: the flush will find a conflict.
     pub contested: bool,
+    /// Version 0 lies at the origin, stored by somebody else, and nobody here has deleted the key since.
+    pub is_others: bool,
     /// Somebody else stored version 0 at the origin, without our digest: nobody can tell there that bytes are the same.
     foreign: bool,
 }
@@ -89,6 +91,7 @@ impl KeyModel {
             next_id: 0,
             adrift: States::default(),
             contested: false,
+            is_others: state.is_some(),
             foreign: false,
         }
     }
@@ -135,6 +138,7 @@ impl KeyModel {
     pub fn begin_write(&mut self, state: State) -> u32 {
         self.next_id += 1;
         let (id, own) = (self.next_id, States::one(state));
+        self.is_others &= state.is_some();
         let beside = self.writes.iter().fold(self.adrift, |states, write| states.with(States::one(write.state)));
         self.writes.iter_mut().for_each(|write| write.beside = write.beside.with(own));
         self.reads.iter_mut().for_each(|(_, allowed)| *allowed = allowed.with(own));

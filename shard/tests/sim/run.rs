@@ -189,6 +189,11 @@ impl Director {
             if !allowed.contains(state) {
                 history::violation(index, &format!("I3: the key is {state:?}, allowed {allowed:?}"));
             }
+            // On a disk that fails a delete in doubt may turn up later.
+            let is_others = self.shared.models[index].borrow().is_others && self.shared.plan.disk == DiskMode::Honest;
+            if is_others && truth.at_origin(index) != Some(0) {
+                history::violation(index, "P8: what somebody else stored was overwritten, and nobody deleted it");
+            }
         }
         let stats = self.machine.shard().stats();
         // What recovery found is more if flushed marks were lost; a delete that superseded nothing may owe its record.
