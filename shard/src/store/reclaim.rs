@@ -18,7 +18,7 @@ use super::footer;
 use super::place::Draft;
 use super::publish::PutMode;
 use super::record::Record;
-use super::regions::RegionState;
+use super::regions::{Epoch, RegionState};
 use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
@@ -83,16 +83,16 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let region_end = region_at + self.superblock.region_bytes;
         let listed = footer::read(&self.slab, self.superblock.store_id, epoch, region_at, region_end).await;
         let mut dirty = match listed {
-            Some(identities) => self.evict_clean(region, &identities).await,
+            Some(identities) => self.evict_clean(region, epoch, &identities).await,
             None => {
                 self.change(|state| state.counters.footers_missing += 1);
-                self.evict_scanning(region).await
+                self.evict_scanning(region, epoch).await
             }
         };
         self.change(|state| state.counters.reclaimed_dirty += u64::from(!dirty.is_empty()));
         loop {
             for wave in waves(std::mem::take(&mut dirty)) {
-                match self.move_all(region, wave).await {
+                match self.move_all(region, epoch, wave).await {
                     Ok(()) => {}
                     Err(reclaimed) => return reclaimed,
                 }
@@ -102,25 +102,25 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 let state = self.state.borrow();
                 (state.regions.at(region).live, state.regions.at(region).pins)
             };
-            if live == 0 {
+            if live == 0 || !self.state.borrow().is_reclaiming(region, epoch) {
                 self.change(|state| state.counters.reclaims_pinned += u64::from(pins > 0));
                 return Reclaimed::Emptied;
             }
             // A footer that misses entries, or blocks that were flushed before they could be moved.
-            dirty = self.evict_scanning(region).await;
+            dirty = self.evict_scanning(region, epoch).await;
             self.runtime.yield_now().await;
         }
     }
 
     /// Evicts the clean entries among `identities`, returns the dirty ones.
-    async fn evict_clean(&self, region: u32, identities: &[Identity]) -> Vec<Entry> {
+    async fn evict_clean(&self, region: u32, epoch: Epoch, identities: &[Identity]) -> Vec<Entry> {
         let mut dirty = Vec::new();
         for slice in identities.chunks(SLICE_COUNT) {
             // A key written twice is listed twice: each is looked up when its turn comes.
             self.change(|state| {
                 for identity in slice {
                     let current = state.index.find(*identity);
-                    state.evict_among(current.as_slice(), region, &mut dirty);
+                    state.evict_among(current.as_slice(), region, epoch, &mut dirty);
                 }
             });
             self.runtime.yield_now().await;
@@ -131,14 +131,16 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     /// The same without a footer: by walking the index.
-    async fn evict_scanning(&self, region: u32) -> Vec<Entry> {
+    async fn evict_scanning(&self, region: u32, epoch: Epoch) -> Vec<Entry> {
         let (mut dirty, mut after) = (Vec::new(), None);
         loop {
             let is_done = self.change(|state| {
                 let slice = state.index.slice_after(after, SLICE_COUNT * 4);
                 after = slice.last().map(Entry::identity);
-                state.evict_among(&slice, region, &mut dirty);
-                slice.is_empty() || state.regions.at(region).live as usize == dirty.len()
+                state.evict_among(&slice, region, epoch, &mut dirty);
+                slice.is_empty()
+                    || !state.is_reclaiming(region, epoch)
+                    || state.regions.at(region).live as usize == dirty.len()
             });
             if is_done {
                 return dirty;
@@ -147,7 +149,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
     }
 
-    async fn move_all(self: &Rc<Self>, region: u32, wave: Vec<Entry>) -> Result<(), Reclaimed> {
+    async fn move_all(self: &Rc<Self>, region: u32, epoch: Epoch, wave: Vec<Entry>) -> Result<(), Reclaimed> {
         let moves = wave.into_iter().map(|entry| self.move_one(entry));
         let mut worst = Ok(());
         for moved in join_all(moves).await {
@@ -155,11 +157,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 Ok(()) => {}
                 Err(Stuck::Unreadable(error)) => {
                     tracing::error!(shard = self.superblock.shard, region, %error, "a dirty block can't be read");
-                    self.change(|state| state.regions.at_mut(region).state = RegionState::Quarantined);
+                    self.change(|state| state.leave(region, epoch, RegionState::Quarantined));
                     worst = Err(Reclaimed::Rotten);
                 }
                 Err(Stuck::NoPlace(_)) if worst.is_ok() => {
-                    self.change(|state| state.regions.at_mut(region).state = RegionState::Sealed);
+                    self.change(|state| state.leave(region, epoch, RegionState::Sealed));
                     worst = Err(Reclaimed::Postponed);
                 }
                 Err(Stuck::NoPlace(_)) => {}
@@ -215,7 +217,24 @@ impl State {
         self.regions.iter().filter(|(_, region)| comes(region.state, region.live)).count() as u32
     }
 
-    fn evict_among(&mut self, entries: &[Entry], region: u32, dirty: &mut Vec<Entry>) {
+    /// Whether the region is still the one whose reclaim began. Its last entries may go by themselves while the
+    /// reclaimer waits; it is then free, and soon somebody else's.
+    fn is_reclaiming(&self, region: u32, epoch: Epoch) -> bool {
+        let at = self.regions.at(region);
+        at.state == RegionState::Reclaiming && at.epoch == epoch
+    }
+
+    /// Gives up the reclaim of a region (I1: only if it still is under this reclaim).
+    fn leave(&mut self, region: u32, epoch: Epoch, next: RegionState) {
+        if self.is_reclaiming(region, epoch) {
+            self.regions.at_mut(region).state = next;
+        }
+    }
+
+    fn evict_among(&mut self, entries: &[Entry], region: u32, epoch: Epoch, dirty: &mut Vec<Entry>) {
+        if !self.is_reclaiming(region, epoch) {
+            return;
+        }
         for entry in entries.iter().filter(|entry| entry.place().is_some_and(|at| at.region == region)) {
             match entry.state() {
                 EntryIs::Clean => self.evict(*entry),
