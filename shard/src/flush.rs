@@ -137,6 +137,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return Finished::Superseded;
         }
         match record.kind {
+            // The origin may have been given a block since, whose record here is in doubt: if that turns up at the next
+            // start, it must be there.
+            DirtyKind::Tombstone if self.inner.in_doubt.borrow().contains(&record.identity) => self.retry_later(record),
             DirtyKind::Tombstone => self.flush_tombstone(record).await,
             DirtyKind::Block { .. } => self.flush_block(record).await,
         }

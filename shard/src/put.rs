@@ -188,7 +188,14 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         match (volume.dirty_full, declined) {
             (_, DeclinedReason::Stopping) | (DirtyFull::Decline, _) => PutDone::Declined(self.decline(declined)),
-            (DirtyFull::WriteThrough, _) => self.put_through(put, identity).await,
+            (DirtyFull::WriteThrough, _) => match self.put_through(put, identity).await {
+                // The record that did not become durable may turn up at the next start, over what the origin has: to say
+                // that the put was refused would be a promise.
+                PutDone::KeyExists if self.inner.in_doubt.borrow().contains(&identity) => {
+                    PutDone::Declined(self.decline(DeclinedReason::DiskFault))
+                }
+                done => done,
+            },
         }
     }
 
