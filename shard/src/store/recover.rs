@@ -69,7 +69,19 @@ pub async fn load<D: Disk, R: Runtime>(
         // What the older slot needs of the journal stays, so that either can be recovered from in this run too.
         let before =
             points.iter().find(|(number, _)| number + 1 == reader.header.number).map(|(_, position)| *position);
-        let mut replay = Replay::begin(slab, superblock, node, reader.header.from, before).await?;
+        let begun = Replay::begin(slab, superblock, node, reader.header.from, before).await;
+        let mut replay = match begun {
+            Ok(replay) => replay,
+            // A slot that was never finished may name a point of a journal that a power cut took back: what follows there
+            // is none of its business.
+            Err(error) => {
+                if !matches!(error, IoError::Corrupt { .. }) || reader.read(|_| {}).await? {
+                    return Err(error.into());
+                }
+                rejected.checkpoint_slots += 1;
+                continue;
+            }
+        };
         replay.state.checkpoint_number = reader.header.number;
         replay.saw(reader.header.next_generation, 0);
         let is_whole = reader.read(|frame| replay.apply_payload(frame.payload, frame.head.record_count)).await?;
