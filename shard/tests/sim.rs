@@ -7,8 +7,12 @@
 #[allow(dead_code, unreachable_pub, missing_docs)]
 mod simulator;
 
-use simulator::campaign::run_seed;
+use std::sync::atomic::AtomicBool;
+
+use simulator::campaign::{Campaign, OnViolation, Progress, run_seed};
 use simulator::exhaust::exhaust;
+
+const STEPS: u64 = 2_000;
 
 #[test]
 fn the_same_seed_is_the_same_run_to_the_nanosecond() {
@@ -18,6 +22,19 @@ fn the_same_seed_is_the_same_run_to_the_nanosecond() {
     }
     assert_ne!(digest(1), digest(2));
 }
+
+#[test]
+fn i1_i3_i4_i6_i7_i8_i9_i10_i11_i13_random_runs_keep_every_promise_and_reach_every_rare_state() {
+    let campaign = Campaign { seeds: 0..SEEDS, steps: STEPS, jobs: 1, on_violation: OnViolation::Stop };
+    let coverage = campaign.run(&Progress::default(), &AtomicBool::new(false), |violation| {
+        panic!("violation: replay with ci/sim {} --steps {STEPS}\n{}", violation.seed, violation.history)
+    });
+    println!("{}", coverage.table());
+    assert!(coverage.missing().is_empty(), "never reached: {:?}", coverage.missing());
+}
+
+/// Enough for every state of the table to be reached.
+const SEEDS: u64 = 300;
 
 #[test]
 fn i3_i11_i13_every_crash_of_every_small_workload_loses_nothing() {

@@ -14,9 +14,6 @@ use super::coverage::Coverage;
 use super::history;
 use super::run::{Ran, run};
 
-/// Events told of a violation, at most.
-const TOLD_MAX: usize = 80;
-
 /// A promise that was broken.
 pub struct Violation {
     pub seed: u64,
@@ -52,7 +49,7 @@ pub fn run_seed(seed: u64, steps: u64) -> Result<Ran, Violation> {
     let world = SimWorld::new(seed);
     let for_run = world.clone();
     let outcome = catch_unwind(AssertUnwindSafe(|| run(for_run, seed, steps)));
-    let outcome = outcome.map_err(|_| Violation { seed, words: last_panic(), history: history::tell(TOLD_MAX) });
+    let outcome = outcome.map_err(|_| Violation { seed, words: last_panic(), history: history::tell() });
     // What a violation leaves behind may not even be fit to be dropped.
     drop(catch_unwind(AssertUnwindSafe(|| drop(world))));
     outcome

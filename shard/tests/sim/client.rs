@@ -11,7 +11,7 @@ use forebay_io::sim::{SimDisk, SimRuntime};
 use forebay_io::{Disk, Nanos, OpenMode, Runtime};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
-use forebay_shard::outcome::{Condition, Durability, Headed, Put, PutDone, Removed};
+use forebay_shard::outcome::{Condition, DeclinedReason, Durability, Headed, Put, PutDone, Removed};
 use forebay_shard::sim_origin::SimOrigin;
 use futures::future::{Either, join, select};
 use rand::Rng;
@@ -310,7 +310,12 @@ fn put_words(done: &PutDone) -> &'static str {
         PutDone::Unchanged(Durability::Origin) => "put: unchanged at the origin",
         PutDone::KeyExists => "put: key exists",
         PutDone::PreconditionFailed => "put: precondition failed",
-        PutDone::Declined(_) => "put: declined",
+        PutDone::Declined(declined) => match declined.reason {
+            DeclinedReason::DirtyFull => "put: declined, too much is dirty",
+            DeclinedReason::DiskFull => "put: declined, the disk is full",
+            DeclinedReason::DiskFault => "put: declined, the disk failed",
+            DeclinedReason::FillsFull | DeclinedReason::QueueFull | DeclinedReason::Stopping => "put: declined",
+        },
         PutDone::Failed(_) => "put: failed",
     }
 }

@@ -156,7 +156,7 @@ fn survival(number: usize, count: usize) -> Vec<Survival> {
 
 fn try_case(case: &Case) -> Result<Seen, String> {
     let outcome = catch_unwind(AssertUnwindSafe(|| run_case(case)));
-    outcome.map_err(|_| format!("in {case:?}: {}\n{}", last_panic(), history::tell(usize::MAX)))
+    outcome.map_err(|_| format!("in {case:?}: {}\n{}", last_panic(), history::tell()))
 }
 
 /// What a case showed.

@@ -63,16 +63,16 @@ pub fn violation(key: usize, words: &str) -> ! {
     panic!("{words}");
 }
 
-/// The last `max` events of the key that the violation concerns, or of all keys.
-pub fn tell(max: usize) -> String {
+/// The events of the key that the violation concerns, or of all keys, a line each.
+pub fn tell() -> String {
     HISTORY.with_borrow(|history| {
         let concerns = |event: &&Event| history.blamed.is_none_or(|key| event.key == key || event.key == NO_KEY);
         let events: Vec<&Event> = history.events.iter().filter(concerns).collect();
         let mut text = match history.blamed {
-            Some(key) => format!("history of key {key} ({} events, the last {max}):\n", events.len()),
-            None => format!("history ({} events, the last {max}):\n", events.len()),
+            Some(key) => format!("history of key {key}, {} events:\n", events.len()),
+            None => format!("history, {} events:\n", events.len()),
         };
-        for event in &events[events.len().saturating_sub(max)..] {
+        for event in &events {
             let who = if event.who == DIRECTOR { "     -".to_owned() } else { format!("client {}", event.who) };
             let key = if event.key == NO_KEY { "      ".to_owned() } else { format!("key {:<2}", event.key) };
             let at_us = event.at.0 / 1_000;

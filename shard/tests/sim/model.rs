@@ -61,6 +61,8 @@ struct Write {
     state: State,
     /// What ran beside it.
     beside: States,
+    /// What the key could be when it began.
+    before: States,
 }
 
 /// What is known of one key.
@@ -142,7 +144,7 @@ impl KeyModel {
         let beside = self.writes.iter().fold(self.adrift, |states, write| states.with(States::one(write.state)));
         self.writes.iter_mut().for_each(|write| write.beside = write.beside.with(own));
         self.reads.iter_mut().for_each(|(_, allowed)| *allowed = allowed.with(own));
-        self.writes.push(Write { id, state, beside });
+        self.writes.push(Write { id, state, beside, before: self.possible });
         id
     }
 
@@ -154,7 +156,7 @@ impl KeyModel {
     /// Its client went away; the put goes on.
     pub fn abandon_write(&mut self, id: u32) {
         let write = self.take_write(id);
-        let before = self.possible.with(write.beside);
+        let before = self.possible.with(write.before).with(write.beside);
         self.contested |= before.without(write.state).has_block() || self.foreign;
         self.adrift = self.adrift.with(States::one(write.state));
     }
@@ -183,7 +185,7 @@ impl KeyModel {
     ) -> Option<State> {
         let write = self.take_write(id);
         let is_alone = write.beside.is_empty();
-        let before = self.possible.with(write.beside);
+        let before = self.possible.with(write.before).with(write.beside);
         let has_others = before.without(write.state).has_block();
         match done {
             PutDone::Created(durability) => {

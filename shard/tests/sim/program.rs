@@ -24,6 +24,7 @@ ci/sim [SEED] [--steps N] [--seeds A..B] [--hours H] [--jobs N] [--keep-going] [
   --jobs N      threads (default: the machine's cores)
   --keep-going  tells each violation in one line and goes on
   --coverage    prints how often each fault and rare state was met; one never met is a failure
+  --events N    tells the last N events of a violation (default 60)
   --exhaust LEN runs every workload of up to LEN verbs over two keys, cut off at every change, with every subset of the
                 last unsynced writes surviving";
 
@@ -35,6 +36,7 @@ struct Options {
     jobs: usize,
     on_violation: OnViolation,
     coverage: bool,
+    events: usize,
     exhaust: Option<usize>,
 }
 
@@ -48,6 +50,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         jobs,
         on_violation: OnViolation::Stop,
         coverage: false,
+        events: 60,
         exhaust: None,
     };
     while let Some(arg) = args.next() {
@@ -57,6 +60,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--seeds" => options.seeds = Some(range(&value()?)?),
             "--hours" => options.hours = Some(value()?.parse().map_err(|_| "--hours takes a number".to_owned())?),
             "--jobs" => options.jobs = number(&value()?)?.max(1) as usize,
+            "--events" => options.events = number(&value()?)? as usize,
             "--exhaust" => options.exhaust = Some(number(&value()?)? as usize),
             "--keep-going" => options.on_violation = OnViolation::GoOn,
             "--coverage" => options.coverage = true,
@@ -104,15 +108,18 @@ fn replay(seed: u64, options: &Options) -> ExitCode {
             ExitCode::SUCCESS
         }
         Err(violation) => {
-            tell(&violation, options.steps);
+            tell(&violation, options);
             ExitCode::FAILURE
         }
     }
 }
 
-fn tell(violation: &Violation, steps: u64) {
+fn tell(violation: &Violation, options: &Options) {
     let Violation { seed, words, history } = violation;
-    println!("violation seed={seed} {words}\nreplay with: ci/sim {seed} --steps {steps}\n{history}");
+    println!("violation seed={seed} {words}\nreplay with: ci/sim {seed} --steps {}", options.steps);
+    let lines: Vec<&str> = history.lines().collect();
+    let told = lines.len().saturating_sub(options.events).max(1);
+    lines.first().into_iter().chain(&lines[told..]).for_each(|line| println!("{line}"));
 }
 
 fn campaign(options: &Options) -> ExitCode {
@@ -133,7 +140,7 @@ fn campaign(options: &Options) -> ExitCode {
     let coverage = std::thread::scope(|scope| {
         scope.spawn(|| watch(options, &progress, &stop, &done, begun));
         let coverage = campaign.run(&progress, &stop, |violation| match options.on_violation {
-            OnViolation::Stop => tell(violation, options.steps),
+            OnViolation::Stop => tell(violation, options),
             OnViolation::GoOn => println!("violation seed={} {}", violation.seed, violation.words),
         });
         done.store(true, Ordering::Relaxed);

@@ -60,6 +60,12 @@ pub fn run(world: SimWorld, seed: u64, steps: u64) -> Ran {
         slot_damaged: false,
         closed: false,
     };
+    let disk = match director.shared.plan.disk {
+        DiskMode::Honest => "the disk is honest",
+        DiskMode::Failing => "the disk fails",
+        DiskMode::Lying => "the disk lies",
+    };
+    director.note(disk, seed);
     director.reopen();
     while director.shared.ops.get() < steps {
         director.live(steps);
@@ -294,13 +300,12 @@ impl Director {
         self.machine.shard().check();
         let truth = Truth::of(&self.machine, &self.shared.plan.universe);
         for index in 0..self.shared.plan.universe.written {
-            history::note(
-                self.machine.world.runtime().now(),
-                DIRECTOR,
-                index,
-                "recovered as version (0: absent)",
-                truth.state(index).map_or(0, |version| u64::from(version) + 1),
-            );
+            let version = truth.state(index).map_or(0, |version| u64::from(version) + 1);
+            let what = match truth.dirty_over(index) {
+                Some(_) => "recovered, dirty, as version (0: absent, 1: version 0, …)",
+                None => "recovered, as at the origin, as version (0: absent, 1: version 0, …)",
+            };
+            history::note(self.machine.world.runtime().now(), DIRECTOR, index, what, version);
             self.shared.models[index].borrow_mut().recovered(truth.state(index), truth.dirty_over(index));
         }
     }
