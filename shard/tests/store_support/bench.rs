@@ -57,12 +57,15 @@ pub struct Bench {
     geometry: Geometry,
     /// Whether commits sync.
     pub sync: SyncMode,
+    /// How long they gather.
+    pub commit_delay: Duration,
 }
 
 impl Bench {
     /// A world of this seed with a formatted disk.
     pub fn new(seed: u64, geometry: Geometry) -> Bench {
-        let bench = Bench { world: SimWorld::new(seed), geometry, sync: SyncMode::Always };
+        let bench =
+            Bench { world: SimWorld::new(seed), geometry, sync: SyncMode::Always, commit_delay: Duration::ZERO };
         bench.format().unwrap();
         bench
     }
@@ -82,7 +85,7 @@ impl Bench {
 
     /// Opens the store.
     pub async fn open(&self) -> Result<Opened, StoreError> {
-        let config = StoreConfig { node: node(), sync: self.sync, commit_delay: Duration::ZERO };
+        let config = StoreConfig { node: node(), sync: self.sync, commit_delay: self.commit_delay };
         let runtime = self.world.runtime();
         let (store, recovered) = SimStore::open(self.world.disk(), runtime.clone(), config).await?;
         Ok(Opened { store, recovered: Rc::new(recovered), runtime, peeked: Rc::default() })

@@ -1,6 +1,6 @@
 //! A plain map of what the store was told and what it promised, and the rule by which a recovered store is judged:
 //! I11 (acknowledged puts and deletes are there, fills may be) and I13 (nothing older than the newest acknowledged).
-//! Included by `store_model` and `store_crash`.
+//! Included by `store_crash`.
 #![allow(dead_code, clippy::unwrap_used)]
 
 use std::cell::RefCell;

@@ -1,0 +1,176 @@
+//! What the simulator found, each as a small history of its own: bugs that took several rare things at once.
+//!
+//! Run with all tests; virtual time places each in the middle of what raced. I1, I3, I11 and promise 8 under the faults
+//! that broke them once.
+#![allow(clippy::unwrap_used)]
+
+#[path = "store_support/bench.rs"]
+mod bench;
+#[path = "support/node.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)]
+mod node;
+
+use std::time::Duration;
+
+use bench::{Bench, content};
+use forebay_io::Runtime;
+use forebay_io::sim::{Faults, OneIn, Survival};
+use forebay_shard::config::Geometry;
+use forebay_shard::outcome::{DeclinedReason, Durability, PutDone, Removed};
+use forebay_shard::sim_origin::Link;
+use forebay_shard::store::{Commit, Validity, slab_name};
+use futures::future::join;
+use node::{Answer, Node, body, config, key, put};
+
+/// Regions are open for clean and for dirty records, so that the next record's commit is the one that fails.
+fn open_regions(node: &Node) {
+    let filled = key("through", "filled");
+    node.origin.insert(&filled, body(9, 100), None);
+    assert_eq!(node.read(&filled), Answer::Body(body(9, 100)));
+    assert!(matches!(node.put(&key("back", "put"), &body(8, 100)), PutDone::Created(_)));
+    node.pass(Duration::from_secs(10));
+}
+
+/// Without jitter in the origin's time: a delete takes effect after 10 ms and is answered after 20.
+fn steady() -> Node {
+    let node = Node::with_config(1, config());
+    node.origin.set_latency_us(10_000..10_000);
+    node
+}
+
+fn is_disk_fault(done: &PutDone) -> bool {
+    matches!(done, PutDone::Declined(declined) if declined.reason == DeclinedReason::DiskFault)
+}
+
+#[test]
+fn a_delete_is_not_covered_by_an_older_one_that_has_taken_effect_already() {
+    let node = steady();
+    let k = key("back", "k");
+    node.origin.insert(&k, body(1, 100), None);
+    node.run(async |shard| {
+        assert!(matches!(shard.delete(&k).await, Removed::Done(Durability::Disk)));
+        while node.origin.body(&k).is_some() {
+            node.world.runtime().sleep(Duration::from_millis(1)).await;
+        }
+        // The answer is on its way. Somebody else stores, and that is what the next delete is for.
+        assert_eq!(shard.stats().dirty_records, 1);
+        node.origin.insert(&k, body(2, 200), None);
+        assert!(matches!(shard.delete(&k).await, Removed::Done(Durability::Disk)));
+        assert_eq!(shard.flush_all(Duration::from_secs(60)).await.remaining, 0);
+    });
+    assert_eq!(node.origin.body(&k), None, "what was acknowledged as deleted is gone");
+    assert_eq!(node.read(&k), Answer::Absent);
+    node.shard.check();
+}
+
+#[test]
+fn i11_a_clean_record_in_doubt_that_turns_up_is_at_the_origin() {
+    let mut node = steady();
+    let k = key("back", "k");
+    open_regions(&node);
+    node.origin.set_link(Link::Down);
+    assert!(matches!(node.run(async |shard| shard.delete(&k).await), Removed::Done(Durability::Disk)));
+    // Its flush has failed a few times and waits.
+    node.pass(Duration::from_secs(5));
+    let stores = node.origin.counts().stores;
+    node.origin.set_link(Link::Up);
+    node.world.set_faults(Faults { sync_error: OneIn::ALWAYS, ..Faults::default() });
+    let done = node.run(async |shard| shard.put(put(&k, &body(1, 3_000), Durability::Origin)).await);
+    assert!(is_disk_fault(&done), "the origin has it, but not durably so here: {done:?}");
+    assert_eq!(node.origin.counts().stores, stores + 1);
+    node.world.set_faults(Faults::default());
+    // Time for the tombstone's flush, which would take it away from there.
+    node.pass(Duration::from_secs(120));
+    node.world.set_survivors(Vec::new());
+    node.crash();
+    let answer = node.origin.body(&k).map_or(Answer::Absent, Answer::Body);
+    assert_eq!(node.read(&k), answer, "a clean block is what the origin has");
+}
+
+#[test]
+fn i3_a_put_in_doubt_is_never_refused_for_good() {
+    let mut node = steady();
+    let k = key("spill", "k");
+    open_regions(&node);
+    node.origin.insert(&k, body(1, 100), None);
+    node.world.set_faults(Faults { sync_error: OneIn::ALWAYS, ..Faults::default() });
+    let done = node.put(&k, &body(2, 3_000));
+    assert!(is_disk_fault(&done), "its record may turn up: {done:?}");
+    node.world.set_faults(Faults::default());
+    node.world.set_survivors(Vec::new());
+    assert_eq!(node.crash().dirty_blocks, 1, "and it does");
+}
+
+#[test]
+fn i1_a_reclaim_that_gives_up_leaves_a_region_alone_that_is_free_by_then() {
+    let geometry = Geometry { region_bytes: 128 << 10, region_count: 10, journal_bytes: 1 << 20 };
+    let mut bench = Bench::new(1, geometry);
+    bench.commit_delay = Duration::from_millis(50);
+    let world = bench.world.clone();
+    bench.run(async |store| {
+        store.put("rotten", content(1, 9_000)).await.unwrap();
+        store.put("sound", content(2, 9_000)).await.unwrap();
+        let located = store.store.locate(store.identity("rotten")).unwrap();
+        store.store.unpin(located.pin);
+        world.flip_bit(&slab_name(0), located.offset + 100, 1);
+        let fill_up = async {
+            for n in 0..60 {
+                let name = format!("k{n}");
+                store.put(&name, content(n, 40_000)).await.unwrap();
+                store.store.flushed(store.identity(&name), store.generation(&name).unwrap());
+            }
+        };
+        // The sound one waits for its commit; meanwhile the rotten one is deleted, and the region is empty.
+        let delete = async {
+            while store.store.stats().reclaimed_dirty == 0 {
+                store.runtime.sleep(Duration::from_millis(1)).await;
+            }
+            store.delete("rotten").await.unwrap();
+        };
+        join(fill_up, delete).await;
+        let stats = store.store.stats();
+        assert!(stats.reclaimed_dirty > 0 && stats.relocated > 0, "{stats:?}");
+        assert_eq!(stats.regions_quarantined, 0, "{stats:?}");
+        store.store.check();
+        assert_eq!(store.read("sound").await, Some(content(2, 9_000)));
+    });
+}
+
+#[test]
+fn i11_an_unfinished_checkpoint_of_a_journal_that_was_taken_back_keeps_nobody_from_opening() {
+    let mut cuts = 0;
+    for cut in 0..8 {
+        for number in 0..81usize {
+            let fate = |digit| [Survival::Kept, Survival::Dropped, Survival::Torn][number / 3usize.pow(digit) % 3];
+            // Nothing but the test writes a checkpoint.
+            let bench = Bench::new(1, Geometry { journal_bytes: 1 << 20, ..bench::geometry() });
+            let crashed = bench.world.run(async {
+                let store = bench.open().await.unwrap();
+                store.put("kept", content(1, 3_000)).await.unwrap();
+                // Its frame waits for no sync: the power cut may take it back, and with it the point of the checkpoint.
+                store.fill("lazy", content(2, 3_000), Validity::default(), Commit::Lazy).await.unwrap();
+                bench.world.crash_at(bench.world.changes() + cut);
+                bench.world.set_survivors((0..4).map(fate).collect());
+                store.store.checkpoint().await
+            });
+            cuts += u32::from(crashed.is_err());
+            bench.world.crash();
+            bench.run(async |store| {
+                for n in 0..3 {
+                    store.put(&format!("later{n}"), content(10 + n, 3_000)).await.unwrap();
+                }
+            });
+            bench.run(async |store| {
+                assert_eq!(store.read("kept").await, Some(content(1, 3_000)), "cut {cut}, {number}");
+                for n in 0..3 {
+                    assert_eq!(
+                        store.read(&format!("later{n}")).await,
+                        Some(content(10 + n, 3_000)),
+                        "cut {cut}, {number}"
+                    );
+                }
+            });
+        }
+    }
+    assert!(cuts > 400, "{cuts} cuts are all of a checkpoint");
+}
