@@ -62,6 +62,8 @@ struct Campaign<'a, S> {
     in_start: u64,
     outages: u64,
     lives: u64,
+    /// Disks read by `forebay verify` after a strike.
+    verified: u64,
     rotten: u64,
     began: Instant,
     spoke: Instant,
@@ -86,6 +88,7 @@ pub fn run<S: Striker>(striker: &mut S, flags: &Flags, short: u64) -> ExitCode {
         in_start: 0,
         outages: 0,
         lives: 0,
+        verified: 0,
         rotten: 0,
         began: Instant::now(),
         spoke: Instant::now(),
@@ -275,6 +278,10 @@ impl<S: Striker> Campaign<'_, S> {
         bucket.quiet().await;
         self.strikes += 1;
         oracle.borrow_mut().restarted(&format!("strike {}: {how}", self.strikes));
+        if self.rng.random_ratio(1, 4) {
+            node.verify()?;
+            self.verified += 1;
+        }
         self.speak();
         verify::on_the_disk(&node.disk)?;
         node.spawn();
@@ -292,7 +299,8 @@ impl<S: Striker> Campaign<'_, S> {
         verify::in_the_bucket(&life, bucket).await?;
         self.check()?;
         drop(access);
-        node.stop().await
+        node.stop().await?;
+        node.verify()
     }
 
     /// The faults found so far end the life.
@@ -311,7 +319,7 @@ impl<S: Striker> Campaign<'_, S> {
         let events = list(tally.events.iter().map(|(event, count)| (event.clone(), *count)).collect());
         format!(
             "{name}: {strikes} {}/{} ({} while starting), {} lives, {} outages, acknowledged puts {} deletes {} purges {} (slowest {:?}), reads \
-             judged {}, cut off {}, errors ({errors}), in half of the runs ({events}), rotten {}, violations {}, {:.0} s",
+             judged {}, cut off {}, errors ({errors}), in half of the runs ({events}), disks verified {}, rotten {}, violations {}, {:.0} s",
             self.strikes,
             self.plan.strikes,
             self.in_start,
@@ -323,6 +331,7 @@ impl<S: Striker> Campaign<'_, S> {
             tally.slowest,
             tally.gets,
             tally.cut_off,
+            self.verified,
             self.rotten,
             self.ledger.faults.borrow().len(),
             self.began.elapsed().as_secs_f64()

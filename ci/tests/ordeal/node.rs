@@ -164,6 +164,25 @@ impl Node {
         }
     }
 
+    /// What `forebay verify` says of the stopped node's disk.
+    ///
+    /// # Errors
+    /// It found a broken promise.
+    pub fn verify(&self) -> Result<(), String> {
+        assert!(self.child.is_none(), "the node is stopped");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_forebay"));
+        let output = command.arg("verify").arg(&self.disk).output().unwrap();
+        match output.status.code() {
+            Some(0) => Ok(()),
+            // Struck before it had made its directory.
+            Some(2) if !self.disk.join("node.json").exists() => Ok(()),
+            code => {
+                let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+                Err(format!("forebay verify ({code:?}): {out}\n{err}"))
+            }
+        }
+    }
+
     /// SIGTERM, and the orderly end that follows.
     ///
     /// # Errors
