@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use forebay_io::frame::{self, Chain, FRAME_HEADER_BYTES, Frame, FrameKind, frame_bytes};
 use forebay_io::units::SECTOR_BYTES;
-use forebay_io::{Disk, DiskFile, IoError, OpenMode, Runtime};
+use forebay_io::{Disk, DiskFile, IoError, OpenMode, ReadBuf, Runtime};
+use futures::future::{FutureExt, LocalBoxFuture};
+use futures::stream::{FuturesOrdered, StreamExt};
 
 use super::entry::{Entry, State as EntryIs};
 use super::journal::Point;
@@ -32,6 +34,8 @@ const SLICE_COUNT: usize = 256;
 /// After a failed checkpoint.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 const HEADER_BYTES: usize = 40;
+/// Reads in flight while a slot is read back: the device works while frames are decoded.
+const READS_AHEAD: usize = 4;
 
 /// What a checkpoint says about itself, in its first and its last frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -309,13 +313,9 @@ impl<F: DiskFile> SlotReader<F> {
     /// # Errors
     /// What the disk said.
     pub async fn read(mut self, mut each: impl FnMut(&Frame<'_>)) -> Result<bool, IoError> {
+        let mut ahead = ReadAhead { file: self.file.clone(), next: self.at, reads: FuturesOrdered::new() };
         loop {
-            let left = self.file.len_bytes().saturating_sub(self.at);
-            let ahead = left.min(frame_bytes(PAYLOAD_BYTES_MAX) as u64) as usize;
-            if ahead == 0 {
-                return Ok(false);
-            }
-            let bytes = self.file.read(self.at, ahead).await?;
+            let Some(bytes) = ahead.read(self.at).await? else { return Ok(false) };
             let Ok(found) = frame::decode(self.store_id, &bytes) else { return Ok(false) };
             if self.chain.accept(FrameKind::CheckpointEnd, &found).is_ok() {
                 return Ok(Header::decode(found.payload) == Some(self.header));
@@ -325,6 +325,35 @@ impl<F: DiskFile> SlotReader<F> {
             }
             each(&found);
             self.at += found.len_bytes() as u64;
+        }
+    }
+}
+
+/// Reads of a slot ahead of its walk. Nearly all frames are as long as one can be, so that the next begins where a read of
+/// that length ends; where one does not, reading ahead begins anew.
+struct ReadAhead<F> {
+    file: F,
+    /// Where the next read begins.
+    next: u64,
+    /// In order; each with its offset.
+    reads: FuturesOrdered<LocalBoxFuture<'static, (u64, Result<ReadBuf, IoError>)>>,
+}
+
+impl<F: DiskFile> ReadAhead<F> {
+    /// As many bytes as a frame may have, fewer at the end of the file, `None` behind it.
+    async fn read(&mut self, at: u64) -> Result<Option<ReadBuf>, IoError> {
+        loop {
+            while self.reads.len() < READS_AHEAD && self.next < self.file.len_bytes() {
+                let (file, from) = (self.file.clone(), self.next);
+                let len = (self.file.len_bytes() - from).min(frame_bytes(PAYLOAD_BYTES_MAX) as u64);
+                self.reads.push_back(async move { (from, file.read(from, len as usize).await) }.boxed_local());
+                self.next += len;
+            }
+            match self.reads.next().await {
+                Some((from, bytes)) if from == at => return bytes.map(Some),
+                None if at >= self.file.len_bytes() => return Ok(None),
+                _ => (self.next, self.reads) = (at, FuturesOrdered::new()),
+            }
         }
     }
 }

@@ -256,8 +256,11 @@ fn decode_put(reader: &mut Reader<'_>) -> Option<PutRecord> {
     if region > REGION_MAX || u64::from(place) >= places_max || len_bytes > LEN_BYTES_MAX {
         return None;
     }
-    let sums = (0..piece_count(u64::from(len_bytes))).map(|_| reader.u64()).collect::<Option<Vec<u64>>>()?;
-    let sums = if let [sum] = sums[..] { PieceSums::One(sum) } else { PieceSums::Many(sums.into()) };
+    let sums = match piece_count(u64::from(len_bytes)) {
+        // Without an allocation: a start decodes millions of these.
+        1 => PieceSums::One(reader.u64()?),
+        count => PieceSums::Many((0..count).map(|_| reader.u64()).collect::<Option<Vec<u64>>>()?.into()),
+    };
     let digest = if flags & HAS_DIGEST != 0 { Some(Digest(reader.u128()?)) } else { None };
     let origin_etag = if flags & HAS_ORIGIN_ETAG != 0 {
         let bytes = reader.u16()?;
