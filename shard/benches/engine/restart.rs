@@ -73,8 +73,8 @@ fn write(options: &Options, path: &Path) -> Table {
     let mut table = Table::new(format!("Writing {count} blocks of 1 KiB: write-through puts, {DEPTH} at a time"));
     rig::run(async {
         let disk = rig::disk(path).await;
-        // Room for payload, footers and the regions that are kept free.
-        let slab_bytes = count * BLOCK_BYTES as u64 * 108 / 100 + 512 * MIB;
+        // Room for payload, what commits pad to whole sectors, footers, and the regions that are kept free.
+        let slab_bytes = count * BLOCK_BYTES as u64 * 116 / 100 + 512 * MIB;
         let config = rig::config(MEMORY_TIER_BYTES, 256 * MIB);
         let shard = rig::format(&disk, rig::geometry(slab_bytes), config, StandIn::Confirms).await;
         let (blocks, next) = (Blocks::new("through", BLOCK_BYTES), Rc::new(Cell::new(0)));

@@ -26,11 +26,6 @@ use crate::key::{Generation, Identity};
 
 /// A sync is due when frames that are not durable yet name this many payload bytes: recovery would read them all.
 const IN_DOUBT_BYTES_MAX: u64 = 64 << 20;
-/// What a small payload counts as there: recovery reads each by itself, 1,024 of them at most (a fifth of a second).
-const IN_DOUBT_BYTES_MIN: u64 = 64 << 10;
-
-/// Records in one frame, at most: the last frame before a crash is in doubt whole.
-const GROUP_COUNT_MAX: usize = 1024;
 
 /// How a commit ended for one item.
 pub type Decided = Result<Appended, StoreError>;
@@ -247,7 +242,7 @@ impl State {
     fn take_group(&mut self) -> Vec<Item> {
         let payload_bytes_max = self.journal.payload_bytes_max();
         let mut payload_bytes = 0;
-        let fitting = self.queue.iter().take(GROUP_COUNT_MAX).take_while(|item| {
+        let fitting = self.queue.iter().take_while(|item| {
             payload_bytes += item.encoded.len();
             payload_bytes <= payload_bytes_max
         });
@@ -277,7 +272,7 @@ impl State {
             }
             match &item.change {
                 Change::Put { put, mode, .. } => {
-                    self.journal.in_doubt_bytes += u64::from(put.len_bytes).max(IN_DOUBT_BYTES_MIN);
+                    self.journal.in_doubt_bytes += u64::from(put.len_bytes);
                     if matches!(mode, PutMode::Dirty(_)) {
                         dirty_here.insert(put.identity);
                     }
