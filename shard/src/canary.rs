@@ -3,7 +3,7 @@
 //!
 //! Asked at the very line where a hurried engineer would have made the mistake: `if canary::is(Canary::EvictDirty)`. In a
 //! build without the feature (every build that is shipped) `is` is the constant false and nothing of this is left; a build
-//! with it says so loudly ([`notice`]). The list below is the only one: name, what it breaks, and the mistake.
+//! with it says so loudly (`notice`). The list below is the only one: name, what it breaks, and the mistake.
 
 /// Makes the enum of all canaries, and the table of their names where that is wanted.
 macro_rules! canaries {
