@@ -17,8 +17,8 @@ use tracing::warn;
 use super::first_beat;
 use super::heartbeat::{BEAT, Heartbeat};
 
-/// How often a busy executor looks at its ring for messages from other threads and timers. Each look is an interrupt: half
-/// as long costs 6 % of the CPU at 256 KiB.
+/// How often a busy executor looks at its ring for messages from other threads and timers. Half as long costs 6 % of the
+/// CPU at 256 KiB.
 pub const PREEMPT: Duration = Duration::from_millis(1);
 
 /// How long an executor looks for work before it sleeps in the kernel: 20 µs cost an idle node next to nothing and save
