@@ -68,12 +68,6 @@ impl Heartbeat {
         InFlight { heartbeat: Rc::clone(self) }
     }
 
-    /// How many guards are held.
-    #[must_use]
-    pub fn in_flight(&self) -> usize {
-        self.in_flight.get()
-    }
-
     /// How often it has beaten.
     #[must_use]
     pub fn beats(&self) -> u64 {
