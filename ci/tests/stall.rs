@@ -19,10 +19,9 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use forebay::proxy::executor::{self, ExecutorOptions, usable_cpus};
+use forebay::proxy::executor::{self, Executor, ExecutorOptions, usable_cpus};
 use forebay::proxy::heartbeat::BEAT;
 use forebay::proxy::null::{NullOptions, NullServer};
-use glommio::ExecutorJoinHandle;
 use rustls::ClientConfig;
 use wire::{Client, certificate, connect};
 
@@ -130,7 +129,7 @@ fn request(stream: &mut Client, answer: &mut [u8]) {
 /// A thread on the server's processor that looks at the server once a beat.
 struct Witness {
     is_over: Arc<AtomicBool>,
-    thread: ExecutorJoinHandle<Witnessed>,
+    thread: Executor<Witnessed>,
 }
 
 impl Witness {

@@ -36,6 +36,8 @@ const PROBE_NAME: &str = ".forebay-probe";
 const FILE_MODE: u32 = 0o600;
 const TMPFS_MAGIC: i64 = 0x0102_1994;
 const RAMFS_MAGIC: i64 = 0x8584_58f6;
+/// The kernel itself tries for 30 ms each time.
+const PROBE_OPENS_MAX: u32 = 20;
 const EINVAL: i32 = 22;
 const ENOSPC: i32 = 28;
 
@@ -80,8 +82,7 @@ impl RingDisk {
         }
         let probe_path = path.join(PROBE_NAME);
         write_probe(&probe_path).map_err(|error| explain(error, "write", PROBE_NAME, SECTOR_BYTES as u64))?;
-        let probe =
-            DmaFile::open(&probe_path).await.map_err(|error| explain(io_error(error), "open", PROBE_NAME, 0))?;
+        let probe = open_probe(&probe_path).await.map_err(|error| explain(error, "open", PROBE_NAME, 0))?;
         if probe.alignment() > SECTOR_BYTES as u64 {
             return Err(IoError::NoDirectIo { name });
         }
@@ -155,6 +156,19 @@ fn write_probe(path: &Path) -> io::Result<()> {
     let mut file = options.write(true).create(true).truncate(false).mode(FILE_MODE).open(path)?;
     file.write_all(&[0; SECTOR_BYTES])?;
     file.sync_all()
+}
+
+/// To open it takes a worker of the ring, the executor's first. If the kernel can make none after three attempts (a signal is
+/// in the way, no process ids, no memory), it cancels the operation, which glommio calls a timeout. Nothing was done, so
+/// it can be done again; a full machine is no reason not to start.
+async fn open_probe(path: &Path) -> io::Result<DmaFile> {
+    let mut opens = 1;
+    loop {
+        match DmaFile::open(path).await.map_err(io_error) {
+            Err(error) if error.kind() == io::ErrorKind::TimedOut && opens < PROBE_OPENS_MAX => opens += 1,
+            outcome => return outcome,
+        }
+    }
 }
 
 /// What a failed opening means. EINVAL is how a file system refuses O_DIRECT.

@@ -7,12 +7,16 @@
 use std::future::{Future, poll_fn};
 use std::io::{ErrorKind, IoSlice, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::os::unix::thread::JoinHandleExt;
 use std::path::Path;
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use forebay_io::IoError;
 use forebay_io::ring::{ArenaConfig, Listener, RingDisk, Socket};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::Signal;
 
 const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 const ARENA: ArenaConfig = ArenaConfig { bytes: 1 << 20 };
@@ -63,6 +67,30 @@ fn a_file_system_in_memory_is_refused() {
 fn a_missing_directory_is_told() {
     let error = run(RingDisk::open(Path::new("/nowhere/at/all"), ARENA)).err().unwrap();
     assert!(matches!(&error, IoError::Missing { name } if name == "/nowhere/at/all"), "{error:?}");
+}
+
+#[test]
+fn a_directory_opens_amid_signals() {
+    // While a signal is pending the kernel makes no worker for the ring, and three attempts later it cancels what the
+    // worker was for. A signal that is ignored would not be pending.
+    signal_hook::flag::register(signal_hook::consts::SIGURG, Arc::default()).unwrap();
+    let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();
+    for _ in 0..20 {
+        let (begins, has_begun) = mpsc::channel();
+        let path = dir.path().to_owned();
+        let opening = thread::spawn(move || {
+            run(async {
+                begins.send(()).unwrap();
+                RingDisk::open(&path, ARENA).await.map(drop)
+            })
+        });
+        has_begun.recv().unwrap();
+        let began = Instant::now();
+        while began.elapsed() < Duration::from_millis(60) && !opening.is_finished() {
+            pthread_kill(opening.as_pthread_t(), Signal::SIGURG).unwrap();
+        }
+        opening.join().unwrap().unwrap();
+    }
 }
 
 #[test]

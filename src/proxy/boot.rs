@@ -9,7 +9,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, bail};
 use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
 use forebay_shard::shard::Shard;
 use tracing::{info, warn};
@@ -131,8 +131,7 @@ pub fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    let formatted = formatting.join().map_err(|error| anyhow!("formatting: {error}"))?;
-    formatted.with_context(|| format!("formatting {}", config.disk.path.display()))?;
+    formatting.join()?.with_context(|| format!("formatting {}", config.disk.path.display()))?;
     disk.formatted()
 }
 

@@ -7,11 +7,12 @@
 use std::future::Future;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::Context;
-use glommio::{ExecutorJoinHandle, LocalExecutorBuilder, Placement};
+use anyhow::{Context, anyhow};
+use glommio::{LocalExecutorBuilder, Placement};
 use tracing::warn;
 
 use super::first_beat;
@@ -64,11 +65,27 @@ impl ExecutorOptions {
 
     fn builder(&self, placement: Placement) -> LocalExecutorBuilder {
         LocalExecutorBuilder::new(placement)
-            .name(&self.name)
             .io_memory(self.io_memory_bytes.max(IO_MEMORY_BYTES_MIN))
             .ring_depth(self.ring_depth)
             .preempt_timer(self.preempt)
             .spin_before_park(self.spin_before_park)
+    }
+}
+
+/// The thread of an executor. Dropping it does not stop the executor.
+#[derive(Debug)]
+pub struct Executor<T> {
+    thread: JoinHandle<anyhow::Result<T>>,
+}
+
+impl<T> Executor<T> {
+    /// Waits until its future is done.
+    ///
+    /// # Errors
+    /// The executor could not be made, or it panicked.
+    pub fn join(self) -> anyhow::Result<T> {
+        let name = self.thread.thread().name().unwrap_or_default().to_owned();
+        self.thread.join().map_err(|_| anyhow!("the executor {name} panicked"))?
     }
 }
 
@@ -77,7 +94,7 @@ impl ExecutorOptions {
 ///
 /// # Errors
 /// The kernel refused the ring or the arena (io_uring disabled, memlock too small).
-pub fn start<G, F, T>(options: &ExecutorOptions, main: G) -> anyhow::Result<ExecutorJoinHandle<T>>
+pub fn start<G, F, T>(options: &ExecutorOptions, main: G) -> anyhow::Result<Executor<T>>
 where
     G: FnOnce(Rc<Heartbeat>) -> F + Send + 'static,
     F: Future<Output = T> + 'static,
@@ -90,14 +107,20 @@ where
         Placement::Unbound
     };
     let has_begun = Arc::new(AtomicBool::new(false));
-    let (begins, beat) = (Arc::clone(&has_begun), options.beat);
-    let handle = options
-        .builder(placement)
-        .spawn(move || async move { main(Heartbeat::start(beat, begins)).await })
-        .map_err(|error| anyhow::anyhow!("{error}"))
-        .with_context(|| format!("starting the executor of processor {}", options.cpu))?;
-    first_beat::until_first_beat(&options.name, &has_begun)?;
-    Ok(handle)
+    let (begins, own_options) = (Arc::clone(&has_begun), options.clone());
+    // A thread of our own, because glommio's does not tell which it is, and `first_beat` must know.
+    let thread = thread::Builder::new().name(options.name.clone()).spawn(move || {
+        let executor = own_options.builder(placement).make().map_err(|error| anyhow!("{error}"));
+        let executor = executor.with_context(|| format!("starting the executor of processor {}", own_options.cpu))?;
+        Ok(executor.run(async move { main(Heartbeat::start(own_options.beat, begins)).await }))
+    });
+    let executor = Executor { thread: thread.context("starting a thread")? };
+    first_beat::until_first_beat(&executor.thread, &has_begun)?;
+    if has_begun.load(Ordering::Acquire) {
+        return Ok(executor);
+    }
+    executor.join()?;
+    Err(anyhow!("the executor of processor {} ended before it began", options.cpu))
 }
 
 /// The processors that this process may run on, in order.
@@ -107,7 +130,7 @@ pub fn usable_cpus() -> Vec<usize> {
         let line = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"))?;
         parse_cpu_list(line.trim())
     });
-    listed.unwrap_or_else(|| (0..std::thread::available_parallelism().map_or(1, usize::from)).collect())
+    listed.unwrap_or_else(|| (0..thread::available_parallelism().map_or(1, usize::from)).collect())
 }
 
 /// The kernel's list format: `0-3,8`.

@@ -4,34 +4,30 @@
 //! Then there is no timer yet, so `heartbeat` cannot help: on a busy machine one start in twenty hung for ever. A signal
 //! makes the kernel's wait return, and the executor takes another turn. Called by `executor` for each thread it starts;
 //! usually the first look finds the beat begun and no signal is sent.
+//!
+//! Invariant: the signal goes to that thread alone. While one waits for the process, the kernel makes no worker for any of
+//! its rings, and after three attempts cancels what the worker was for: another core's first disk operation.
 
-use std::fs;
-use std::path::Path;
+use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::Context;
-use rustix::process::{Pid, Signal, kill_process};
+use nix::sys::pthread::pthread_kill;
+use nix::sys::signal::Signal;
 use signal_hook::consts::SIGURG;
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// A thread takes its name only when it begins to run; one that is not found for so many looks (2 s) is gone: its
-/// executor could not be made, and whoever joins it learns why.
-const LOOKS_IN_VAIN_MAX: u32 = 400;
-
-/// The kernel cuts a thread's name to this.
-const THREAD_NAME_BYTES_MAX: usize = 15;
-
-/// Waits until `has_begun` is set by the first beat of the executor whose thread is called `thread_name`, or that thread is
-/// gone; interrupts its wait as often as it takes.
+/// Waits until `has_begun` is set by the first beat of the executor on `executor`, or that thread has ended; interrupts its
+/// wait as often as it takes.
 ///
 /// # Errors
 /// No handler for the signal can be installed.
-pub fn until_first_beat(thread_name: &str, has_begun: &AtomicBool) -> anyhow::Result<()> {
+pub fn until_first_beat<T>(executor: &JoinHandle<T>, has_begun: &AtomicBool) -> anyhow::Result<()> {
     static CAUGHT: OnceLock<Arc<AtomicBool>> = OnceLock::new();
     if CAUGHT.get().is_none() {
         // A signal that is ignored, as this one is by default, interrupts nothing.
@@ -39,29 +35,18 @@ pub fn until_first_beat(thread_name: &str, has_begun: &AtomicBool) -> anyhow::Re
         signal_hook::flag::register(SIGURG, Arc::clone(&caught)).context("installing a handler for SIGURG")?;
         let _ = CAUGHT.set(caught);
     }
-    let mut looks_in_vain = 0;
-    while !has_begun.load(Ordering::Acquire) && looks_in_vain < LOOKS_IN_VAIN_MAX {
+    while !has_begun.load(Ordering::Acquire) && !executor.is_finished() {
         thread::sleep(LOOK_EVERY);
-        if !has_begun.load(Ordering::Acquire) && interrupt(thread_name) == 0 {
-            looks_in_vain += 1;
+        if !has_begun.load(Ordering::Acquire) {
+            interrupt(executor);
         }
     }
     Ok(())
 }
 
-/// Sends the signal to this process's threads of that name; returns how many there are. To interrupt another executor
-/// of the same name does no harm.
-fn interrupt(thread_name: &str) -> usize {
-    let name = &thread_name.as_bytes()[..thread_name.len().min(THREAD_NAME_BYTES_MAX)];
-    let Ok(threads) = fs::read_dir("/proc/self/task") else { return 0 };
-    let has_name = |path: &Path| fs::read(path.join("comm")).is_ok_and(|comm| comm.starts_with(name));
-    let mut count = 0;
-    for thread in threads.flatten().filter(|thread| has_name(&thread.path())) {
-        let id = thread.file_name().to_str().and_then(|id| id.parse().ok()).and_then(Pid::from_raw);
-        // The kernel prefers the thread that the number names.
-        count += usize::from(id.is_some_and(|id| kill_process(id, Signal::URG).is_ok()));
-    }
-    count
+/// Sends the signal to this thread. One that has just ended doesn't mind.
+fn interrupt<T>(thread: &JoinHandle<T>) {
+    let _ = pthread_kill(thread.as_pthread_t(), Signal::SIGURG);
 }
 
 #[cfg(test)]
@@ -76,15 +61,21 @@ mod tests {
         let has_begun = Arc::new(AtomicBool::new(false));
         let sets = Arc::clone(&has_begun);
         // Its wait returns early only because of a signal.
-        let sleeper = thread::Builder::new().name("first-a-sleeper".to_owned()).spawn(move || {
+        let sleeper = thread::spawn(move || {
             let socket = UdpSocket::bind("127.0.0.1:0").unwrap();
             socket.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
             let woken = socket.recv(&mut [0]).unwrap_err().kind();
             sets.store(true, Ordering::Release);
             woken
         });
-        until_first_beat("first-a-sleeper", &has_begun).unwrap();
-        assert_eq!(sleeper.unwrap().join().unwrap(), ErrorKind::Interrupted);
-        assert_eq!(interrupt("first-a-nobody"), 0);
+        until_first_beat(&sleeper, &has_begun).unwrap();
+        assert_eq!(sleeper.join().unwrap(), ErrorKind::Interrupted);
+    }
+
+    #[test]
+    fn a_thread_that_ends_before_it_begins_is_not_waited_for() {
+        let ends = thread::spawn(|| 7);
+        until_first_beat(&ends, &AtomicBool::new(false)).unwrap();
+        assert_eq!(ends.join().unwrap(), 7);
     }
 }

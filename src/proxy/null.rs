@@ -22,7 +22,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::connections::Connections;
 use super::deadline::Deadlines;
-use super::executor::{self, ExecutorOptions};
+use super::executor::{self, Executor, ExecutorOptions};
 use super::framing::HeadLimits;
 use super::heartbeat::BEAT;
 use super::listener::{self, Conn, RequestBody, Service, Serving};
@@ -78,7 +78,7 @@ pub struct NullServer {
     /// Where it listens.
     pub address: SocketAddr,
     stop: oneshot::Sender<()>,
-    executor: glommio::ExecutorJoinHandle<anyhow::Result<()>>,
+    executor: Executor<anyhow::Result<()>>,
 }
 
 impl NullServer {
@@ -133,7 +133,7 @@ impl NullServer {
     /// The executor panicked.
     pub fn stop(self) -> anyhow::Result<()> {
         let _ = self.stop.send(());
-        self.executor.join().map_err(|error| anyhow::anyhow!("{error}"))?
+        self.executor.join()?
     }
 }
 
