@@ -13,6 +13,7 @@ pub mod error;
 pub mod fill;
 pub mod flush;
 mod get;
+pub mod health;
 pub mod key;
 mod keylock;
 mod memory;
