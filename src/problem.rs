@@ -80,6 +80,8 @@ problems! {
     PreconditionFailed = PRECONDITION_FAILED, "precondition-failed", "The precondition does not hold";
     /// An acknowledged block rotted before it was flushed.
     BlockLost = INTERNAL_SERVER_ERROR, "block-lost", "The block was damaged before it reached the object store";
+    /// After a disaster, until the origin was asked.
+    BlockUnsettled = SERVICE_UNAVAILABLE, "block-unsettled", "The block came back from a damaged disk and is being checked against the object store";
     /// Bodies of puts take all the memory they may.
     PutsFull = SERVICE_UNAVAILABLE, "puts-full", "Too many bodies are on their way in";
     /// The dirty budget is full.

@@ -17,7 +17,7 @@ use self::volume::{Age, VolumeQueue, age_of};
 use crate::budget::{Budget, Reservation};
 use crate::canary::{self, Canary};
 use crate::key::{BlockKey, Generation, Identity, IdentityMap};
-use crate::store::{DirtyKind, DirtyRecord};
+use crate::store::{Certainty, DirtyKind, DirtyRecord};
 
 mod volume;
 
@@ -81,6 +81,8 @@ pub(crate) enum Withheld {
     Deleted,
     /// As [`Standing::Lost`].
     Lost,
+    /// It came back from a disaster, and the origin was not asked yet whether it is the newest.
+    Unsure,
 }
 
 /// What the flusher does next.
@@ -129,6 +131,8 @@ pub struct DirtyItem {
     pub since_unix_ms: u64,
     /// Where it stands.
     pub standing: Standing,
+    /// Whether it is surely the newest of its key.
+    pub certainty: Certainty,
 }
 
 impl DirtyQueue {
@@ -211,6 +215,11 @@ impl DirtyQueue {
         let queues = self.queues.borrow();
         let entry = queues.entries.get(&identity)?;
         match (&entry.record.kind, entry.standing) {
+            (DirtyKind::Tombstone, _) | (_, Standing::Queued | Standing::Backoff(_) | Standing::Conflict)
+                if entry.record.certainty == Certainty::Unsure =>
+            {
+                Some(Withheld::Unsure)
+            }
             (DirtyKind::Tombstone, _) => Some(Withheld::Deleted),
             (DirtyKind::Block { .. }, Standing::Lost) => Some(Withheld::Lost),
             (DirtyKind::Block { .. }, _) => None,
@@ -435,6 +444,7 @@ impl Entry {
             kind: self.record.kind,
             since_unix_ms: self.record.since_unix_ms,
             standing: self.standing,
+            certainty: self.record.certainty,
         }
     }
 }

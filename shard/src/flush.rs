@@ -19,7 +19,7 @@ use crate::dirty::{Finished, Next, Standing};
 use crate::error::StoreError;
 use crate::origin::{Etag, Origin, OriginError, OriginErrorKind, OriginMeta, Store as OriginStore, Stored};
 use crate::shard::Shard;
-use crate::store::{BeforeStore, DirtyKind, DirtyRecord};
+use crate::store::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
 
 /// The longest first wait after a failed flush; it doubles with each failure of the record.
 const RETRY_FIRST: Duration = Duration::from_millis(200);
@@ -146,8 +146,18 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     }
 
     async fn flush_tombstone(&self, record: &Rc<DirtyRecord>) -> Finished {
-        if let Err(error) = self.inner.origin.delete(&record.key).await {
-            return self.failed(record, &error);
+        let deleted = match record.certainty {
+            Certainty::Sure => self.inner.origin.delete(&record.key).await.map(|()| None),
+            // It may have been flushed before the disaster, and the key stored again since: it deletes nothing.
+            Certainty::Unsure => self.inner.origin.head(&record.key).await,
+        };
+        match deleted {
+            Ok(None) => {}
+            Ok(Some(_)) => {
+                self.inner.dirty.reachable(&record.key.volume);
+                return Finished::Conflict;
+            }
+            Err(error) => return self.failed(record, &error),
         }
         self.inner.dirty.reachable(&record.key.volume);
         match self.retire_tombstone(record).await {
@@ -186,7 +196,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub(crate) async fn store_dirty(&self, record: &DirtyRecord, frames: Vec<Bytes>) -> Settled {
         let DirtyKind::Block { len_bytes, digest, before } = record.kind else { panic!("a tombstone is not stored") };
         let meant = OriginMeta { len_bytes: u64::from(len_bytes), etag: Etag::Digest(digest) };
-        if before == BeforeStore::Delete {
+        if record.certainty == Certainty::Unsure {
+            // It may have been flushed, and deleted since: what the origin has counts.
+            match self.inner.origin.head(&record.key).await {
+                Ok(Some(found)) if found == meant => return Settled::Done,
+                Ok(Some(_)) => return Settled::Conflict,
+                Ok(None) => {}
+                Err(error) => return Settled::Failed(error),
+            }
+        } else if before == BeforeStore::Delete {
             match self.delete_before_store(record, &meant).await {
                 Ok(Before::Gone) => {}
                 Ok(Before::SameBytes) => return Settled::Done,

@@ -14,7 +14,7 @@ use crate::dirty::{Finished, Standing, Withheld};
 use crate::key::{BlockKey, Generation, Identity};
 use crate::memory::contiguous;
 use crate::origin::{Etag, Origin};
-use crate::outcome::{BlockMeta, Got, Headed, MetaSource, Pin};
+use crate::outcome::{BlockMeta, DeclinedReason, Got, Headed, MetaSource, Pin};
 use crate::read::ReadError;
 use crate::shard::Shard;
 use crate::store::{DirtyKind, DirtyRecord, EntryState, Found};
@@ -35,6 +35,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 return Got::Absent;
             }
             Some(Withheld::Lost) => return Got::Lost,
+            Some(Withheld::Unsure) => return Got::Declined(self.decline(DeclinedReason::Unsettled)),
             None => {}
         }
         if let Some(located) = self.inner.store.locate(identity) {
@@ -89,6 +90,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub async fn head(&self, key: &BlockKey) -> Headed {
         self.inner.counters.heads.one();
         let identity = self.identity(key);
+        if matches!(self.inner.dirty.withheld(identity), Some(Withheld::Unsure)) {
+            return Headed::Declined(self.decline(DeclinedReason::Unsettled));
+        }
         match self.known(key, identity).await {
             Ok(Known::Block { len_bytes, etag, .. }) => {
                 Headed::Found(BlockMeta { len_bytes: u64::from(len_bytes), etag, source: MetaSource::Cache })

@@ -158,6 +158,8 @@ pub enum DeclinedReason {
     QueueFull,
     /// The shard is stopping.
     Stopping,
+    /// After a disaster nobody knows whether what is here is the newest of its key, until the origin was asked.
+    Unsettled,
 }
 
 /// A block that a client sends.

@@ -22,7 +22,9 @@ use crate::key::Identity;
 use crate::origin::{Etag, Origin, OriginMeta, Store as OriginStore, Stored};
 use crate::outcome::{Condition, DeclinedReason, Durability, Put, PutDone};
 use crate::shard::Shard;
-use crate::store::{Appended, BeforeStore, Commit, DirtyKind, DirtyRecord, EntryState, NewBlock, NewKind, Validity};
+use crate::store::{
+    Appended, BeforeStore, Certainty, Commit, DirtyKind, DirtyRecord, EntryState, NewBlock, NewKind, Validity,
+};
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Stores a block. Once begun it runs to its end, whatever becomes of the caller.
@@ -49,6 +51,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         }
         if self.inner.in_doubt.borrow().contains(&identity) {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
+        }
+        if self.inner.dirty.record(identity).is_some_and(|record| record.certainty == Certainty::Unsure) {
+            return PutDone::Declined(self.decline(DeclinedReason::Unsettled));
         }
         let done = self.put_locked(put, identity, volume).await;
         let counters = &self.inner.counters;
@@ -319,7 +324,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub(crate) fn new_record(&self, key: crate::key::BlockKey, identity: Identity, kind: DirtyKind) -> Rc<DirtyRecord> {
         assert!(charge_bytes(&kind) > 0);
         let generation = self.inner.store.next_generation();
-        Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms: self.inner.runtime.unix_ms() })
+        let (since_unix_ms, certainty) = (self.inner.runtime.unix_ms(), Certainty::Sure);
+        Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty })
     }
 
     /// A record that an acknowledgement waited for did not become durable. After a fault of the device nobody knows

@@ -14,7 +14,7 @@ use crate::key::{BlockKey, Identity};
 use crate::origin::Origin;
 use crate::outcome::{DeclinedReason, Durability, Removed};
 use crate::shard::Shard;
-use crate::store::DirtyKind;
+use crate::store::{Certainty, DirtyKind, DirtyRecord};
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Deletes `key` here and at the origin; idempotent. Once begun it runs to its end.
@@ -83,9 +83,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     async fn delete_back(&self, key: &BlockKey, identity: Identity) -> Result<(), DeclinedReason> {
         let older = self.inner.dirty.record(identity);
         // A delete that is on its way to the origin may have taken effect there already, before somebody else stored what
-        // this one is to delete: that one does not stand for this one.
-        let is_tombstone = older.as_ref().is_some_and(|record| record.kind == DirtyKind::Tombstone);
-        if is_tombstone && !self.inner.dirty.is_flushing(identity) {
+        // this one is to delete: that one does not stand for this one. Nor does one that came back from a disaster unsure:
+        // it deletes nothing by itself.
+        let stands = |record: &DirtyRecord| record.kind == DirtyKind::Tombstone && record.certainty == Certainty::Sure;
+        if older.as_deref().is_some_and(stands) && !self.inner.dirty.is_flushing(identity) {
             return Ok(());
         }
         let reservation = match older {

@@ -27,7 +27,7 @@ use crate::memory::MemoryTier;
 use crate::origin::Origin;
 use crate::outcome::{Declined, DeclinedReason};
 use crate::stats::{Count, Counters};
-use crate::store::{DirtyKind, NodeIdentity, RejectedCounts, Store, StoreConfig};
+use crate::store::{DirtyKind, NodeIdentity, RecoveredBy, RecoveryWork, RejectedCounts, Store, StoreConfig};
 
 /// One core's part of the block keyspace. Cheap to clone; all clones are one shard.
 pub struct Shard<D: Disk, O: Origin, R: Runtime> {
@@ -69,8 +69,16 @@ pub struct RecoveryReport {
     pub dirty_bytes: u64,
     /// Deletes the origin has not confirmed.
     pub tombstones: u64,
+    /// Of these, those of which nobody knows whether they are the newest of their key.
+    pub unsure: u64,
+    /// Regions that are out of use.
+    pub quarantined: u64,
+    /// Stores that were salvaged: checkpoint or journal were damaged, and only what is dirty came back.
+    pub salvaged: u64,
     /// What was not taken, by reason.
     pub rejected: RejectedCounts,
+    /// What it took.
+    pub work: RecoveryWork,
 }
 
 impl<D: Disk, O: Origin, R: Runtime> Clone for Shard<D, O, R> {
@@ -104,8 +112,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let store_config = StoreConfig { node, sync: config.sync, commit_delay: config.commit_delay };
         let (store, recovered) = Store::open(disk, runtime.clone(), store_config).await?;
         let dirty = DirtyQueue::new(config.dirty_bytes_max);
-        let mut recovery =
-            RecoveryReport { entries: recovered.entries, rejected: recovered.rejected, ..RecoveryReport::default() };
+        let mut recovery = RecoveryReport {
+            entries: recovered.entries,
+            unsure: recovered.unsure,
+            quarantined: recovered.quarantined,
+            salvaged: u64::from(recovered.by == RecoveredBy::Salvage),
+            rejected: recovered.rejected,
+            work: recovered.work,
+            ..RecoveryReport::default()
+        };
         for record in recovered.dirty {
             match record.kind {
                 DirtyKind::Block { len_bytes, .. } => {
@@ -201,6 +216,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let retry_after = match reason {
             DeclinedReason::QueueFull | DeclinedReason::FillsFull => Duration::from_secs(1),
             DeclinedReason::DirtyFull | DeclinedReason::DiskFull | DeclinedReason::Stopping => Duration::from_secs(5),
+            DeclinedReason::Unsettled => Duration::from_secs(2),
             DeclinedReason::DiskFault => Duration::from_secs(30),
         };
         Declined { reason, retry_after }

@@ -118,13 +118,14 @@ counters! {
     bytes_hit_disk,
 }
 
-const REASONS: [DeclinedReason; 6] = [
+const REASONS: [DeclinedReason; 7] = [
     DeclinedReason::DirtyFull,
     DeclinedReason::DiskFull,
     DeclinedReason::FillsFull,
     DeclinedReason::DiskFault,
     DeclinedReason::QueueFull,
     DeclinedReason::Stopping,
+    DeclinedReason::Unsettled,
 ];
 
 /// One count of a [`Counters`].
@@ -216,13 +217,11 @@ impl RecoveryReport {
         self.dirty_blocks += other.dirty_blocks;
         self.dirty_bytes += other.dirty_bytes;
         self.tombstones += other.tombstones;
-        self.rejected.stale_epoch += other.rejected.stale_epoch;
-        self.rejected.torn_payload += other.rejected.torn_payload;
-        self.rejected.torn_frames += other.rejected.torn_frames;
-        self.rejected.malformed += other.rejected.malformed;
-        self.rejected.outlived += other.rejected.outlived;
-        self.rejected.checkpoint_slots += other.rejected.checkpoint_slots;
-        self.rejected.superblocks += other.rejected.superblocks;
+        self.unsure += other.unsure;
+        self.quarantined += other.quarantined;
+        self.salvaged += other.salvaged;
+        self.rejected.add(&other.rejected);
+        self.work.add(&other.work);
     }
 }
 

@@ -19,7 +19,7 @@ use self::place::Draft;
 use self::publish::PutMode;
 use self::record::{PutRecord, Record};
 use self::regions::Epoch;
-use self::state::Core;
+use self::state::{Core, Undecided};
 use crate::canary::{self, Canary};
 use crate::config::{Geometry, SyncMode};
 use crate::error::StoreError;
@@ -33,26 +33,36 @@ mod block;
 mod check;
 mod checkpoint;
 mod commit;
+mod dirty_table;
 mod entry;
+mod evidence;
 mod extension;
 mod footer;
 mod index;
 pub mod inspect;
 mod journal;
+mod listing;
 mod lookup;
 mod open;
 mod place;
+mod probe;
 mod publish;
 mod reclaim;
 mod record;
 mod recover;
 mod regions;
+mod replay;
+mod report;
+mod salvage;
 mod scan;
+mod slots;
 mod state;
 
 pub use block::{
-    Appended, BeforeStore, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, Validity,
+    Appended, BeforeStore, Certainty, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, Validity,
 };
+
+pub use report::{RecoveredBy, RecoveryWork, RejectedCounts};
 
 /// Who this store belongs to.
 #[derive(Clone)]
@@ -85,27 +95,16 @@ pub struct Recovered {
     pub dirty: Vec<Rc<DirtyRecord>>,
     /// Entries in the index, tombstones included.
     pub entries: u64,
+    /// Dirty records of which nobody knows whether they are the newest of their key.
+    pub unsure: u64,
+    /// Regions that are out of use.
+    pub quarantined: u64,
+    /// How it was read back.
+    pub by: RecoveredBy,
     /// What was not taken, by reason.
     pub rejected: RejectedCounts,
-}
-
-/// Records and frames that recovery did not take, by reason.
-#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
-pub struct RejectedCounts {
-    /// Their region was opened again later.
-    pub stale_epoch: u64,
-    /// Not synced before the crash, and their bytes do not verify.
-    pub torn_payload: u64,
-    /// A frame that is there but damaged ends the journal.
-    pub torn_frames: u64,
-    /// A record that its codec refuses inside a good frame.
-    pub malformed: u64,
-    /// Older records of keys whose newest record lay in a region that was opened again (I13).
-    pub outlived: u64,
-    /// Checkpoint slots that are incomplete or damaged.
-    pub checkpoint_slots: u64,
-    /// Copies of the superblock that are damaged.
-    pub superblocks: u64,
+    /// What it took.
+    pub work: RecoveryWork,
 }
 
 /// Figures for status and metrics. All sizes are bytes.
@@ -263,7 +262,10 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         if !self.core.state.borrow().admits(put.identity, put.generation, &mode) {
             return Ok(Appended::Invalidated);
         }
+        // No footer's note speaks of this generation until it is decided.
+        let undecided = matches!(mode, PutMode::Dirty(_)).then(|| Undecided::begin(&self.core, block.generation));
         let decided = self.core.place(Draft { put, frames: block.frames, mode }).await?;
+        undecided.into_iter().for_each(Undecided::is_queued);
         decided.await.unwrap_or(Err(StoreError::Closing))
     }
 
@@ -276,6 +278,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         self.core.state.borrow().writable()?;
         let (item, decided) =
             Item::awaited(&Record::Tombstone((*record).clone()), Change::Tombstone(Rc::clone(&record)));
+        self.core.state.borrow_mut().dirty.begin(record.generation);
         self.core.queue(item);
         if canary::is(Canary::DeleteAckedEarly) {
             return Ok(());

@@ -12,7 +12,7 @@ use forebay_io::ring::{ArenaConfig, Listener, RingDisk, RingFile, RingRuntime};
 use forebay_io::{Disk, OpenMode};
 use forebay_shard::shard::{RecoveryReport, Shard};
 use forebay_shard::store::{NodeIdentity, slab_name};
-use tracing::info;
+use tracing::{info, warn};
 
 use super::auth::Auth;
 use super::boot::{Node, NodeDispatch};
@@ -180,8 +180,31 @@ async fn open_slabs(disk: &RingDisk, shard_count: u16) -> anyhow::Result<Vec<Rin
 }
 
 fn log_recovery(shard: u16, recovery: &RecoveryReport) {
-    let RecoveryReport { entries, dirty_blocks, dirty_bytes, tombstones, rejected } = recovery;
-    info!(shard, entries, dirty_blocks, dirty_bytes, tombstones, ?rejected, "recovered");
+    let RecoveryReport { entries, dirty_blocks, dirty_bytes, tombstones, unsure, quarantined, salvaged, .. } =
+        *recovery;
+    let joined = |counts: Vec<(&'static str, u64)>| {
+        let named = counts.into_iter().filter(|(_, count)| *count > 0);
+        named.map(|(name, count)| format!("{name}={count}")).collect::<Vec<_>>().join(" ")
+    };
+    let rejected = joined(recovery.rejected.named());
+    let ms = joined(recovery.work.phases_ms().to_vec());
+    let records = recovery.work.records;
+    if salvaged > 0 {
+        warn!(
+            shard,
+            dirty_blocks,
+            dirty_bytes,
+            tombstones,
+            unsure,
+            quarantined,
+            records,
+            rejected,
+            ms,
+            "checkpoint or journal were damaged: recovered what is dirty, dropped what is clean"
+        );
+    } else {
+        info!(shard, entries, dirty_blocks, dirty_bytes, tombstones, quarantined, records, rejected, ms, "recovered");
+    }
 }
 
 fn deadlines(config: &Config) -> Deadlines {

@@ -220,6 +220,7 @@ fn declined_label(reason: DeclinedReason) -> &'static str {
         DeclinedReason::DiskFault => "disk-fault",
         DeclinedReason::QueueFull => "queue-full",
         DeclinedReason::Stopping => "stopping",
+        DeclinedReason::Unsettled => "unsettled",
     }
 }
 
@@ -281,6 +282,24 @@ fn store_families(status: &Status) -> Vec<Family> {
                 ("evict", store.evicted),
                 ("relocate", store.relocated),
             ],
+        ),
+        Family::gauges(
+            "store_recovery_rejected",
+            "What the last recovery did not take, by reason",
+            "reason",
+            status.total.recovery.rejected.named().into_iter().map(|(name, count)| (name.replace('_', "-"), count)),
+        ),
+        Family::gauge(
+            "store_recovery_salvaged",
+            "Shards recovered from a damaged disk",
+            status.total.recovery.salvaged,
+        ),
+        Family::gauge("store_recovery_unsure", "Dirty records that came back unsure", status.total.recovery.unsure),
+        Family::gauges(
+            "store_recovery_milliseconds",
+            "How long the last recovery took, by phase",
+            "phase",
+            status.total.recovery.work.phases_ms(),
         ),
         Family::counter("store_appended", "Payload appended", store.appended_bytes).in_bytes(),
     ]

@@ -179,6 +179,7 @@ impl From<Declined> for Failure {
             DeclinedReason::DiskFault => Problem::DiskFault,
             DeclinedReason::QueueFull => Problem::QueueFull,
             DeclinedReason::Stopping => Problem::Stopping,
+            DeclinedReason::Unsettled => Problem::BlockUnsettled,
         };
         Failure::new(problem, "nothing was done: try again later").retry_after(declined.retry_after)
     }

@@ -210,6 +210,14 @@ fn shard_json(number: u16, stats: &ShardStats) -> Value {
             "entries": stats.recovery.entries,
             "dirty_blocks": stats.recovery.dirty_blocks,
             "tombstones": stats.recovery.tombstones,
+            "unsure": stats.recovery.unsure,
+            "by": if stats.recovery.salvaged > 0 { "salvage" } else { "journal" },
+            "records": stats.recovery.work.records,
+            "ms": stats.recovery.work.phases_ms().into_iter().map(|(name, ms)| (name.to_owned(), ms.into()))
+                .collect::<serde_json::Map<_, _>>(),
+            "rejected": stats.recovery.rejected.named().into_iter().filter(|(_, count)| *count > 0)
+                .map(|(name, count)| (name.to_owned(), count.into()))
+                .collect::<serde_json::Map<_, _>>(),
         },
     })
 }

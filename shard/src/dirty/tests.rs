@@ -6,12 +6,13 @@
 use forebay_io::checksum::Digest;
 
 use super::*;
-use crate::store::BeforeStore;
+use crate::store::{BeforeStore, Certainty};
 
 fn record(volume: &str, name: u128, generation: u64, since_unix_ms: u64) -> Rc<DirtyRecord> {
     let kind = DirtyKind::Block { len_bytes: 100, digest: Digest(name), before: BeforeStore::Nothing };
     let key = BlockKey::new(volume.into(), format!("k{name}"));
-    Rc::new(DirtyRecord { key, identity: Identity(name), generation: Generation(generation), kind, since_unix_ms })
+    let (identity, generation) = (Identity(name), Generation(generation));
+    Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty: Certainty::Sure })
 }
 
 fn insert(queue: &DirtyQueue, record: &Rc<DirtyRecord>) {

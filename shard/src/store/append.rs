@@ -125,6 +125,17 @@ impl OpenRegion {
         Some(Rc::clone(&gathering.batch))
     }
 
+    /// Adds a line for a record that has no place in the region: a tombstone. False if there is no room for it: an eighth
+    /// of a region is as much as lines without bytes may take.
+    pub fn list(&mut self, line: &[u8]) -> bool {
+        let footer_bytes = self.footer.bytes_with(line.len());
+        if footer_bytes > self.region_bytes / 8 || sectors_up(self.cursor) + footer_bytes > self.region_bytes {
+            return false;
+        }
+        self.footer.push(line);
+        true
+    }
+
     /// Whether the batch being gathered is large enough to be launched.
     #[must_use]
     pub fn is_batch_full(&self) -> bool {

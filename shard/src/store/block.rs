@@ -24,6 +24,8 @@ pub struct DirtyRecord {
     pub kind: DirtyKind,
     /// When it became dirty: milliseconds since 1970.
     pub since_unix_ms: u64,
+    /// Sure, unless it came back from a disaster.
+    pub certainty: Certainty,
 }
 
 /// A put or a delete that the origin has not confirmed yet.
@@ -49,6 +51,16 @@ pub enum BeforeStore {
     Nothing,
     /// The put superseded a tombstone that was not flushed: delete first.
     Delete,
+}
+
+/// Whether a dirty record is surely the newest of its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Certainty {
+    /// It is.
+    Sure,
+    /// It came back from a disaster, and nobody knows whether it was flushed, deleted or superseded since. Until the origin
+    /// was asked it is not served; it deletes nothing there.
+    Unsure,
 }
 
 impl DirtyRecord {

@@ -21,7 +21,7 @@ use futures::stream::{FuturesOrdered, StreamExt};
 use super::entry::{Entry, State as EntryIs};
 use super::journal::Point;
 use super::record::{PutRecord, Record};
-use super::regions::StreamKind;
+use super::regions::{Region, RegionState, StreamKind};
 use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
@@ -100,6 +100,23 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
     }
 
+    /// Writes a checkpoint to a slot of its own, beside the two that take turns. Before the store runs.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub async fn checkpoint_aside(&self, name: &str) -> Result<(), StoreError> {
+        let (header, mut slot_bytes) = {
+            let mut state = self.state.borrow_mut();
+            state.checkpoint_number += 1;
+            let (number, next_generation) = (state.checkpoint_number, Generation(state.next_generation));
+            (Header { number, from: state.journal.published, next_generation }, state.checkpoint_bytes())
+        };
+        while !self.write_slot(name, header, slot_bytes).await? {
+            slot_bytes *= 2;
+        }
+        Ok(())
+    }
+
     /// Writes a checkpoint of everything published so far.
     ///
     /// # Errors
@@ -139,9 +156,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let file = self.disk.open(name, OpenMode::Replace(slot_bytes)).await?;
         let mut slot = SlotWriter::begin(&self.disk, file, self.superblock.store_id, header).await?;
         for region in 0..self.superblock.region_count {
-            let epoch = self.state.borrow().regions.at(region).epoch;
+            let Region { state, epoch, .. } = *self.state.borrow().regions.at(region);
             if epoch.0 > 0 {
                 slot.push(&Record::RegionOpen { region, epoch, stream: StreamKind::Clean }).await?;
+            }
+            if state == RegionState::Quarantined {
+                slot.push(&Record::Quarantined { region, epoch }).await?;
             }
         }
         let mut after: Option<Identity> = None;
@@ -199,7 +219,7 @@ impl State {
     fn checkpoint_bytes(&self) -> u64 {
         let entries = self.index.count() * 64 + self.extensions.memory_bytes() + self.extensions.count() as u64 * 32;
         let dirty: usize = self.dirty.values().map(|record| record.key.key.len() + 128).sum();
-        let bytes = entries + dirty as u64 + u64::from(self.regions.count()) * 16;
+        let bytes = entries + dirty as u64 + u64::from(self.regions.count()) * 32;
         (bytes + bytes / 4 + (128 << 10)).next_multiple_of(SECTOR_BYTES as u64)
     }
 }

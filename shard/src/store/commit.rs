@@ -4,11 +4,14 @@
 //! is told and nothing is published before that), I6 (a fill's validity is looked at before its record is journaled and
 //! again at publish) and, with `publish`, that an older generation never replaces a newer one.
 
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use forebay_io::frame::frame_bytes;
 use forebay_io::{Disk, DiskFile, IoError, Runtime};
 use futures::channel::oneshot;
+use futures::future::{Either, select};
 use std::collections::HashSet;
 
 use super::append::{Batch, OpenRegion};
@@ -26,6 +29,8 @@ use crate::key::{Generation, Identity};
 
 /// A sync is due when frames that are not durable yet name this many payload bytes: recovery would read them all.
 const IN_DOUBT_BYTES_MAX: u64 = 64 << 20;
+/// After so long without work a synced frame is called durable by one of its own.
+const CLAIM_AFTER: Duration = Duration::from_millis(100);
 
 /// How a commit ended for one item.
 pub type Decided = Result<Appended, StoreError>;
@@ -122,6 +127,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 self.commit(group).await;
             } else if life == Life::Closing {
                 break;
+            } else if life == Life::Running && self.state.borrow().journal.has_unclaimed() {
+                let pause = pin!(self.runtime.sleep(CLAIM_AFTER));
+                if let Either::Right(_) = select(listener, pause).await {
+                    self.claim().await;
+                }
             } else {
                 listener.await;
             }
@@ -200,7 +210,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let mut state = self.state.borrow_mut();
             let laps_before = state.journal.laps();
             let at = state.journal.append(self.superblock.store_id, payload, record_count, &mut frame);
-            state.counters.commits += 1;
+            state.counters.commits += u64::from(record_count > 0);
             state.counters.journal_wraps += state.journal.laps() - laps_before;
             (state.journal.ring, at, state.journal.is_checkpoint_due())
         };
@@ -219,6 +229,20 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             state.counters.syncs += 1;
         }
         Ok(())
+    }
+
+    /// Writes an empty frame that calls the last synced one durable. Without it the last commit before a pause would stay
+    /// in doubt: if its payload rotted, recovery would take it for torn and bring older bytes back (promise 3).
+    async fn claim(&self) {
+        if !self.state.borrow().journal.fits(0) {
+            // A checkpoint settles it as well.
+            self.signals.checkpoint.notify(1);
+            return;
+        }
+        match self.journaled(&[], 0, false).await {
+            Ok(()) => self.change(|state| state.journal.published = state.journal.head),
+            Err(error) => self.fail(&error),
+        }
     }
 
     fn publish(&self, group: Vec<Item>) {
@@ -317,12 +341,19 @@ impl State {
         let stream = self.stream(stream);
         assert!(stream.open.is_none() && stream.opening, "a stream has one open region");
         *stream = super::append::Stream { open: Some(open), opening: false };
+        self.list_waiting();
     }
 
     /// Answers whoever waits and settles the region's account of undecided records.
     fn decide(&mut self, item: Item, decided: Decided) {
         match item.change {
-            Change::Put { put, .. } => self.decided(put.at.region),
+            Change::Put { put, mode, .. } => {
+                if matches!(mode, PutMode::Dirty(_)) {
+                    self.dirty.decided(put.generation);
+                }
+                self.decided(put.at.region);
+            }
+            Change::Tombstone(record) => self.dirty.decided(record.generation),
             Change::RegionOpen { region, stream, .. } if decided.is_err() => {
                 self.regions.not_opened(region);
                 self.stream(stream).opening = false;

@@ -1,19 +1,109 @@
-//! A region's footer: the table of its records, written at its end when it is sealed, read when it is reclaimed.
+//! A region's footer: the table of its records, written at its end when it is sealed, read when it is reclaimed and after
+//! a disaster.
 //!
 //! ```text
 //!  ├ payloads … ┼ (unused) ┼ footer frame 1 ┼ … ┼ footer frame n ┼ trailer: one sector ┤ region's end
+//!  trailer's payload:  bytes of all footer frames 8 │ dirty lines 8 │ note: sequence 8 │ next generation 8 │ below 8 │ dirty generations 8 × n
 //! ```
-//! The frames chain from the region's epoch, so a footer of an earlier epoch never passes. The trailer is the chain's
-//! last frame; its payload says how many bytes before it the first one starts. A footer is a help, not the truth: whoever
+//! The frames chain from the region's epoch, so a footer of an earlier epoch never passes. They hold the puts of the region
+//! and, in regions of the dirty stream, tombstones that were acknowledged meanwhile: those have no place of their own. The
+//! trailer is the chain's last frame. While checkpoint and journal are whole a footer is a help, not the truth: whoever
 //! reads it asks the index about every identity, and scans the index where a footer is missing or damaged.
 
 use forebay_io::frame::{self, Chain, FRAME_HEADER_BYTES, FrameKind, frame_bytes};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, DiskFile, IoError};
 
-use super::record::Record;
+use super::record::{Record, is_dirty_line};
 use super::regions::Epoch;
-use crate::key::Identity;
+use crate::key::Generation;
+
+/// So many dirty generations fit into a trailer beside its fixed fields, which keeps it one sector.
+pub const NOTED_MAX: usize = (SECTOR_BYTES - FRAME_HEADER_BYTES - NOTE_FIXED_BYTES) / 8;
+const NOTE_FIXED_BYTES: usize = 40;
+
+/// What was dirty when a region was sealed. Whatever has a generation below `below` and is not listed was confirmed by the
+/// origin or superseded by then, for ever.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirtyNote {
+    /// The last journal frame whose records were published.
+    pub sequence: u64,
+    /// The sequence of generations was at this number.
+    pub next_generation: Generation,
+    /// The bound.
+    pub below: Generation,
+    /// Ascending, all of them below the bound.
+    pub dirty: Vec<Generation>,
+}
+
+impl DirtyNote {
+    /// Whether what this generation wrote was surely not dirty any more.
+    #[must_use]
+    pub fn settles(&self, generation: Generation) -> bool {
+        generation < self.below && !self.names(generation)
+    }
+
+    /// Whether what this generation wrote was surely dirty.
+    #[must_use]
+    pub fn names(&self, generation: Generation) -> bool {
+        self.dirty.binary_search(&generation).is_ok()
+    }
+}
+
+/// A footer's last frame.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Trailer {
+    /// Bytes of the footer frames before it.
+    pub frames_bytes: u64,
+    /// How many of the records are dirty puts or tombstones.
+    pub dirty_count: u64,
+    /// What was dirty.
+    pub note: DirtyNote,
+    /// The sum of the frame before it, or the epoch if there is none.
+    previous_sum: u64,
+    sequence: u64,
+}
+
+/// A footer that was read and is whole.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Footer {
+    /// The epoch of the region that it describes.
+    pub epoch: Epoch,
+    /// Puts of the region and tombstones, in the order in which they were appended.
+    pub records: Vec<Record>,
+    /// What was dirty.
+    pub note: DirtyNote,
+}
+
+impl Trailer {
+    fn encode(frames_bytes: u64, dirty_count: u64, note: &DirtyNote) -> Vec<u8> {
+        assert!(note.dirty.len() <= NOTED_MAX && note.dirty.is_sorted(), "a note fits into its sector");
+        let fixed = [frames_bytes, dirty_count, note.sequence, note.next_generation.0, note.below.0];
+        let fields = fixed.into_iter().chain(note.dirty.iter().map(|generation| generation.0));
+        fields.flat_map(u64::to_le_bytes).collect()
+    }
+
+    /// The trailer in a sector; `None` for anything else.
+    #[must_use]
+    pub fn decode(store_id: u64, sector: &[u8]) -> Option<Trailer> {
+        let frame = frame::decode(store_id, sector).ok().filter(|frame| frame.head.kind == FrameKind::Footer)?;
+        let (fields, rest) = frame.payload.as_chunks::<8>();
+        let mut fields = fields.iter().map(|field| u64::from_le_bytes(*field));
+        let frames_bytes = fields.next().filter(|bytes| bytes.is_multiple_of(SECTOR_BYTES as u64))?;
+        let dirty_count = fields.next()?;
+        let (sequence, next_generation, below) =
+            (fields.next()?, Generation(fields.next()?), Generation(fields.next()?));
+        let dirty: Vec<Generation> = fields.map(Generation).collect();
+        let is_possible = rest.is_empty()
+            && frame.head.record_count == 0
+            && next_generation.0 < 1 << 48
+            && dirty.is_sorted()
+            && dirty.last().is_none_or(|newest| *newest < below);
+        let note = DirtyNote { sequence, next_generation, below, dirty };
+        let (previous_sum, sequence) = (frame.head.previous_sum, frame.head.sequence);
+        is_possible.then_some(Trailer { frames_bytes, dirty_count, note, previous_sum, sequence })
+    }
+}
 
 /// A footer frame's payload, at most.
 const PAYLOAD_BYTES_MAX: usize = (256 << 10) - FRAME_HEADER_BYTES;
@@ -23,6 +113,7 @@ const TRAILER_BYTES: u64 = SECTOR_BYTES as u64;
 #[derive(Default)]
 pub struct FooterBuilder {
     payloads: Vec<Payload>,
+    dirty_count: u64,
 }
 
 #[derive(Default)]
@@ -38,6 +129,7 @@ impl FooterBuilder {
         if self.payloads.last().is_none_or(|last| last.bytes.len() + line.len() > PAYLOAD_BYTES_MAX) {
             self.payloads.push(Payload::default());
         }
+        self.dirty_count += u64::from(is_dirty_line(line));
         if let Some(last) = self.payloads.last_mut() {
             last.bytes.extend_from_slice(line);
             last.record_count += 1;
@@ -70,6 +162,7 @@ impl FooterBuilder {
         store_id: u64,
         epoch: Epoch,
         region_end: u64,
+        note: &DirtyNote,
     ) -> Result<(), IoError> {
         let frames_bytes: u64 = self.payloads.iter().map(|payload| frame_bytes(payload.bytes.len()) as u64).sum();
         let mut at = region_end - TRAILER_BYTES - frames_bytes;
@@ -84,43 +177,86 @@ impl FooterBuilder {
         }
         assert_eq!(at, region_end - TRAILER_BYTES, "I1: a footer ends where it was placed");
         let mut buf = disk.buffer(SECTOR_BYTES).await;
-        frame::encode(store_id, chain.head(FrameKind::Footer, 0, 0), &frames_bytes.to_le_bytes(), &mut buf);
+        let payload = Trailer::encode(frames_bytes, self.dirty_count, note);
+        frame::encode(store_id, chain.head(FrameKind::Footer, 0, 0), &payload, &mut buf);
         slab.write(at, buf).await
     }
 }
 
-/// Whose records the region of `epoch` between `region_at` and `region_end` holds; `None` if it has no good footer.
+/// The trailer of the region that ends at `region_end`; `None` if there is no good one.
+///
+/// # Errors
+/// What the device said.
+pub async fn read_trailer<F: DiskFile>(slab: &F, store_id: u64, region_end: u64) -> Result<Option<Trailer>, IoError> {
+    let sector = slab.read(region_end - TRAILER_BYTES, SECTOR_BYTES).await?;
+    Ok(Trailer::decode(store_id, &sector))
+}
+
+/// The footer of the region between `region_at` and `region_end`, of whatever epoch; `None` if it has no whole one.
+///
+/// # Errors
+/// What the device said.
 pub async fn read<F: DiskFile>(
     slab: &F,
     store_id: u64,
-    epoch: Epoch,
     region_at: u64,
     region_end: u64,
-) -> Option<Vec<Identity>> {
+) -> Result<Option<Footer>, IoError> {
     let trailer_at = region_end - TRAILER_BYTES;
-    let trailer_bytes = slab.read(trailer_at, SECTOR_BYTES).await.ok()?;
-    let trailer = frame::decode(store_id, &trailer_bytes).ok()?;
-    let frames_bytes = u64::from_le_bytes(trailer.payload.try_into().ok()?);
-    if !frames_bytes.is_multiple_of(SECTOR_BYTES as u64) || frames_bytes > trailer_at - region_at {
-        return None;
+    let Some(trailer) = read_trailer(slab, store_id, region_end).await? else { return Ok(None) };
+    if trailer.frames_bytes > trailer_at - region_at {
+        return Ok(None);
     }
-    let mut chain = chain_of(epoch);
-    let mut identities = Vec::new();
-    let mut at = trailer_at - frames_bytes;
+    let mut reading = Reading { epoch: None, chain: Chain::BEGIN, records: Vec::new() };
+    let mut at = trailer_at - trailer.frames_bytes;
     while at < trailer_at {
         let ahead = (trailer_at - at).min(frame_bytes(PAYLOAD_BYTES_MAX) as u64) as usize;
-        let bytes = slab.read(at, ahead).await.ok()?;
-        let footer = frame::decode(store_id, &bytes).ok()?;
-        chain.accept(FrameKind::Footer, &footer).ok()?;
-        let mut payload = footer.payload;
-        for _ in 0..footer.head.record_count {
-            let Ok(Record::Put(put)) = Record::decode(&mut payload) else { return None };
-            identities.push(put.identity);
+        let bytes = slab.read(at, ahead).await?;
+        match reading.take(store_id, &bytes) {
+            Some(len_bytes) => at += len_bytes as u64,
+            None => return Ok(None),
         }
-        at += footer.len_bytes() as u64;
     }
-    chain.accept(FrameKind::Footer, &trailer).ok()?;
-    Some(identities)
+    let epoch = reading.epoch.or_else(|| epoch_of(trailer.previous_sum));
+    let first = epoch.map_or(Chain::BEGIN, chain_of);
+    let end = if reading.records.is_empty() { first } else { reading.chain };
+    let is_whole = (trailer.sequence, trailer.previous_sum) == (end.sequence, end.previous_sum);
+    let (records, note) = (reading.records, trailer.note);
+    Ok(epoch.filter(|_| is_whole).map(|epoch| Footer { epoch, records, note }))
+}
+
+/// The frames of a footer as far as they were read.
+struct Reading {
+    epoch: Option<Epoch>,
+    chain: Chain,
+    records: Vec<Record>,
+}
+
+impl Reading {
+    /// Takes the next frame and returns its length; `None` if it is not the next.
+    fn take(&mut self, store_id: u64, bytes: &[u8]) -> Option<usize> {
+        let found = frame::decode(store_id, bytes).ok()?;
+        if self.epoch.is_none() {
+            let epoch = epoch_of(found.head.previous_sum)?;
+            (self.epoch, self.chain) = (Some(epoch), chain_of(epoch));
+        }
+        self.chain.accept(FrameKind::Footer, &found).ok()?;
+        let mut payload = found.payload;
+        for _ in 0..found.head.record_count {
+            let record = Record::decode(&mut payload).ok()?;
+            let is_listed = match &record {
+                Record::Put(put) => Some(put.epoch) == self.epoch,
+                Record::Tombstone(_) => true,
+                _ => false,
+            };
+            self.records.push(is_listed.then_some(record)?);
+        }
+        Some(found.len_bytes())
+    }
+}
+
+fn epoch_of(previous_sum: u64) -> Option<Epoch> {
+    u32::try_from(previous_sum).ok().map(Epoch)
 }
 
 /// Where the frames of a footer of `epoch` begin.
@@ -138,7 +274,7 @@ mod tests {
     use super::super::entry::Place;
     use super::super::record::PutRecord;
     use super::*;
-    use crate::key::Generation;
+    use crate::key::Identity;
     use crate::outcome::PieceSums;
 
     const REGION_AT: u64 = 8192;
@@ -160,8 +296,13 @@ mod tests {
         bytes
     }
 
+    fn note(dirty: &[u64]) -> DirtyNote {
+        let dirty = dirty.iter().copied().map(Generation).collect();
+        DirtyNote { sequence: 9, next_generation: Generation(1000), below: Generation(900), dirty }
+    }
+
     #[test]
-    fn a_footer_is_read_back_in_its_epoch_only_and_never_damaged() {
+    fn a_footer_is_read_back_and_never_damaged() {
         let world = SimWorld::new(3);
         let disk = world.disk();
         world.block_on(async {
@@ -174,13 +315,37 @@ mod tests {
             }
             assert!(builder.payloads.len() > 1);
             assert_eq!(bound, builder.payloads.iter().map(|p| frame_bytes(p.bytes.len()) as u64).sum::<u64>() + 4096);
-            builder.write(&disk, &slab, 5, Epoch(4), REGION_END).await.unwrap();
-            let expected: Vec<Identity> = (0..9_000).map(Identity).collect();
-            assert_eq!(read(&slab, 5, Epoch(4), REGION_AT, REGION_END).await, Some(expected));
-            assert_eq!(read(&slab, 5, Epoch(5), REGION_AT, REGION_END).await, None);
-            assert_eq!(read(&slab, 6, Epoch(4), REGION_AT, REGION_END).await, None);
+            builder.write(&disk, &slab, 5, Epoch(4), REGION_END, &note(&[3, 800])).await.unwrap();
+            let footer = read(&slab, 5, REGION_AT, REGION_END).await.unwrap().unwrap();
+            assert_eq!((footer.epoch, footer.records.len(), footer.note), (Epoch(4), 9_000, note(&[3, 800])));
+            let identities = (0..9_000).map(Identity);
+            assert!(
+                footer
+                    .records
+                    .iter()
+                    .zip(identities)
+                    .all(|(record, identity)| matches!(record, Record::Put(put) if put.identity == identity))
+            );
+            assert_eq!(read(&slab, 6, REGION_AT, REGION_END).await.unwrap(), None, "of another store");
             world.flip_bit("s", REGION_END - 300_000, 3);
-            assert_eq!(read(&slab, 5, Epoch(4), REGION_AT, REGION_END).await, None);
+            assert_eq!(read(&slab, 5, REGION_AT, REGION_END).await.unwrap(), None);
+        });
+    }
+
+    #[test]
+    fn an_empty_footer_still_has_its_epoch_and_its_note() {
+        let world = SimWorld::new(4);
+        let disk = world.disk();
+        world.block_on(async {
+            let slab = disk.open("s", OpenMode::Create(2 << 20)).await.unwrap();
+            let full: Vec<u64> = (0..NOTED_MAX as u64).collect();
+            FooterBuilder::default().write(&disk, &slab, 5, Epoch(8), REGION_END, &note(&full)).await.unwrap();
+            let footer = read(&slab, 5, REGION_AT, REGION_END).await.unwrap().unwrap();
+            assert_eq!((footer.epoch, footer.records.len()), (Epoch(8), 0));
+            assert!(footer.note.names(Generation(3)) && !footer.note.settles(Generation(3)));
+            assert!(footer.note.settles(Generation(899)) && !footer.note.settles(Generation(900)));
+            world.flip_bit("s", REGION_END - 4096 + 70, 3);
+            assert_eq!(read_trailer(&slab, 5, REGION_END).await.unwrap(), None);
         });
     }
 }

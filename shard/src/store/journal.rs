@@ -5,6 +5,7 @@
 //! synced ([`Journal::cover`]), so what recovery needs is never overwritten (I11).
 
 use forebay_io::frame::{self, Chain, FRAME_HEADER_BYTES, FrameKind, frame_bytes};
+use forebay_io::superblock::Superblock;
 use forebay_io::units::{SECTOR_BYTES, piece_count};
 use forebay_io::{Disk, DiskFile, IoError, WriteBuf};
 
@@ -48,6 +49,12 @@ pub struct Ring {
 }
 
 impl Ring {
+    /// The ring of a slab.
+    #[must_use]
+    pub fn of(superblock: &Superblock) -> Ring {
+        Ring { at: Superblock::JOURNAL_AT, len_bytes: superblock.journal_bytes }
+    }
+
     /// The stretches of the slab that hold `bytes` from `position` on: offset and length, one or two of them.
     pub fn stretches(&self, position: u64, bytes: u64) -> impl Iterator<Item = (u64, usize)> {
         assert!(bytes <= self.len_bytes, "no frame is longer than the ring");
@@ -68,6 +75,8 @@ pub struct Journal {
     pub published: Point,
     /// The last frame that is surely durable.
     pub synced_through: u64,
+    /// What the last frame that was written called durable.
+    claimed_through: u64,
     /// Payload bytes named by frames that are not.
     pub in_doubt_bytes: u64,
     /// The point of the newest checkpoint.
@@ -91,7 +100,14 @@ impl Journal {
         // Where the older checkpoint's journal has been written over, it is of no use any more.
         let before = covered_before.filter(|before| head.position.saturating_sub(*before) <= ring.len_bytes);
         let (published, free_from) = (head, before.unwrap_or(covered_until).min(covered_until));
-        Journal { ring, head, published, synced_through, in_doubt_bytes: 0, covered_until, free_from }
+        let claimed_through = synced_through;
+        Journal { ring, head, published, synced_through, claimed_through, in_doubt_bytes: 0, covered_until, free_from }
+    }
+
+    /// Whether a frame is durable and no later one says so.
+    #[must_use]
+    pub fn has_unclaimed(&self) -> bool {
+        self.synced_through > self.claimed_through
     }
 
     /// The longest payload of one frame.
@@ -139,6 +155,7 @@ impl Journal {
         let at = self.head;
         let head = self.head.chain.head(FrameKind::Journal, record_count, self.synced_through);
         let sum = frame::encode(store_id, head, payload, frame);
+        self.claimed_through = self.synced_through;
         self.head.chain.push(sum);
         self.head.position += frame.len() as u64;
         at

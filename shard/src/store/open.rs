@@ -8,15 +8,19 @@ use std::rc::Rc;
 
 use forebay_io::frame::frame_bytes;
 use forebay_io::superblock::{Copies, SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock, SuperblockReject};
+use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, DiskFile, IoError, OpenMode, Runtime};
 
+use super::block::Certainty;
 use super::checkpoint::{Header, SlotWriter, slot_name};
 use super::entry::{REGION_BYTES_MAX, REGION_MAX};
 use super::journal::{self, JOURNAL_BYTES_MIN, Point};
 use super::record::Record;
-use super::recover::{self, Loaded};
+use super::recover::{self, Beginning, Loaded};
+use super::regions::{RegionState, StreamKind};
+use super::slots::SALVAGE_SLOT;
 use super::state::{Core, Life, Signals};
-use super::{NodeIdentity, Recovered, StoreConfig, slab_name};
+use super::{NodeIdentity, Recovered, RecoveryWork, StoreConfig, slab_name};
 use crate::canary::{self, Canary};
 use crate::config::Geometry;
 use crate::error::StoreError;
@@ -24,6 +28,8 @@ use crate::key::Generation;
 
 /// The fewest regions: one open for each stream, two free, and some to reclaim.
 const REGIONS_MIN: u32 = 6;
+/// The journal is emptied in writes of this size.
+const ZEROS_BYTES: u64 = 1 << 20;
 /// The smallest first checkpoint slot.
 const EMPTY_SLOT_BYTES: u64 = 64 << 10;
 
@@ -75,7 +81,7 @@ pub async fn open<D: Disk, R: Runtime>(
         let what = format!("{name} is shorter than its superblock says; it was cut, restore it or format a new one");
         return Err(StoreError::Foreign { what });
     }
-    let Loaded { mut state, voids, settled_through, mut rejected } =
+    let Loaded { mut state, voids, settled_through, beginning, by, mut rejected, work } =
         recover::load(&disk, &runtime, &slab, &superblock, &config.node).await?;
     if copies == Copies::One {
         rejected.superblocks += 1;
@@ -83,7 +89,9 @@ pub async fn open<D: Disk, R: Runtime>(
     }
     let mut dirty: Vec<_> = state.dirty.values().cloned().collect();
     dirty.sort_unstable_by_key(|record| record.generation);
-    let recovered = Recovered { dirty, entries: state.index.count(), rejected };
+    let unsure = dirty.iter().filter(|record| record.certainty == Certainty::Unsure).count() as u64;
+    let quarantined = u64::from(state.regions.count_in(RegionState::Quarantined));
+    let entries = state.index.count();
     state.counters = Default::default();
     let core = Rc::new(Core {
         disk,
@@ -96,18 +104,32 @@ pub async fn open<D: Disk, R: Runtime>(
         checkpointing: async_lock::Mutex::new(()),
         syncing: async_lock::Mutex::new(()),
     });
-    core.begin_run(voids, settled_through).await?;
+    let began = core.runtime.now();
+    core.begin_run(voids, settled_through, beginning).await?;
+    let opening_ms = u64::try_from(core.runtime.now().since(began).as_millis()).unwrap_or(u64::MAX);
+    let work = RecoveryWork { opening_ms, ..work };
+    let recovered = Recovered { dirty, entries, unsure, quarantined, by, rejected, work };
     core.runtime.spawn(Rc::clone(&core).run_committer());
     core.runtime.spawn(Rc::clone(&core).run_checkpointer());
     core.runtime.spawn(Rc::clone(&core).run_reclaimer());
+    core.runtime.spawn(Rc::clone(&core).run_prober());
     Ok((core, recovered))
 }
 
 impl<D: Disk, R: Runtime> Core<D, R> {
     /// Makes durable what recovery read and decided. The frame that settles the doubt comes last.
-    async fn begin_run(&self, mut voids: Vec<Record>, settled_through: u64) -> Result<(), StoreError> {
+    async fn begin_run(
+        &self,
+        mut voids: Vec<Record>,
+        settled_through: u64,
+        beginning: Beginning,
+    ) -> Result<(), StoreError> {
         // What recovery read may still be in the device's cache only.
         self.sync_slab().await?;
+        if beginning != Beginning::Continue {
+            self.checkpoint_all(beginning).await?;
+            voids.clear();
+        }
         let nonce = self.runtime.random_u64();
         if canary::is(Canary::TornRecordNotVoided) {
             voids.clear();
@@ -144,6 +166,39 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         Ok(())
     }
 
+    /// Writes the recovered state to every slot: what lies before it in the journal is never read again.
+    async fn checkpoint_all(&self, beginning: Beginning) -> Result<(), StoreError> {
+        let aside = slot_name(self.superblock.shard, SALVAGE_SLOT);
+        if beginning == Beginning::RebuildAside {
+            self.checkpoint_aside(&aside).await?;
+        }
+        self.checkpoint().await?;
+        self.checkpoint().await?;
+        if matches!(beginning, Beginning::Rebuild | Beginning::RebuildAside) {
+            self.empty_journal().await?;
+        }
+        // From now on it would be a checkpoint of the past.
+        match self.disk.open(&aside, OpenMode::Read).await {
+            Err(IoError::Missing { .. }) => Ok(()),
+            opened => {
+                opened?;
+                let empty = self.disk.open(&aside, OpenMode::Replace(SECTOR_BYTES as u64)).await?;
+                empty.write(0, self.disk.buffer(SECTOR_BYTES).await).await?;
+                Ok(empty.sync().await?)
+            }
+        }
+    }
+
+    /// Overwrites the whole ring, of which nothing is needed any more, with zeros.
+    async fn empty_journal(&self) -> Result<(), StoreError> {
+        let ring = self.state.borrow().journal.ring;
+        for at in (0..ring.len_bytes).step_by(ZEROS_BYTES as usize) {
+            let zeros = self.disk.buffer(ZEROS_BYTES.min(ring.len_bytes - at) as usize).await;
+            self.slab.write(ring.at + at, zeros).await?;
+        }
+        Ok(self.sync_slab().await?)
+    }
+
     /// Commits what is queued, writes a checkpoint, ends the tasks. Returns at once if the disk failed.
     pub async fn close(&self) {
         {
@@ -161,6 +216,13 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 Life::Running | Life::Closing => {}
             }
             stopped.await;
+        }
+        // Everything is committed: the open regions get their footers, which disaster recovery reads.
+        for kind in [StreamKind::Clean, StreamKind::Dirty] {
+            let full = self.change(|state| state.take_full(kind));
+            if let Some(full) = full {
+                self.seal_written(full).await;
+            }
         }
         if let Err(error) = self.checkpoint().await {
             tracing::warn!(shard = self.superblock.shard, %error, "the last checkpoint failed; the journal has it all");

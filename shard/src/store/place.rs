@@ -15,12 +15,14 @@ use futures::future::{Either, select};
 use super::append::{Launch, OpenRegion};
 use super::commit::{Change, Decided, Item, encoded};
 use super::entry::Place;
+use super::footer::DirtyNote;
 use super::publish::PutMode;
 use super::record::{PutRecord, Record};
 use super::regions::{RegionState, StreamKind};
 use super::state::{Core, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
+use crate::key::Generation;
 
 /// How long an append waits for a free region before it is declined.
 pub const FULL_WAIT: Duration = Duration::from_secs(2);
@@ -106,8 +108,8 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Takes a region out of use after a failed write. Good records in it are still served.
     fn quarantine(&self, region: u32, error: &Rc<IoError>) {
         tracing::error!(shard = self.superblock.shard, region, %error, "a write failed; the region is quarantined");
+        self.mark_quarantined(region);
         let unwritten = self.change(|state| {
-            state.regions.at_mut(region).state = RegionState::Quarantined;
             let stream = state.streams.iter_mut().find(|stream| is_open(stream.open.as_ref(), region))?;
             stream.open.take()?.seal_batch()
         });
@@ -151,21 +153,25 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             self.launch(launch);
         }
         let core = Rc::clone(self);
-        self.runtime.spawn(async move {
-            let region_end = core.region_at(full.region) + core.superblock.region_bytes;
-            let store_id = core.superblock.store_id;
-            let written = full.footer.write(&core.disk, &core.slab, store_id, full.epoch, region_end).await;
-            if let Err(error) = written {
-                tracing::warn!(region = full.region, %error, "a footer was not written; reclaim will scan the index");
-            }
-            let mut state = core.state.borrow_mut();
-            let region = state.regions.at_mut(full.region);
-            assert_eq!(region.epoch, full.epoch, "I1: a region is not reused while it is being sealed");
-            if region.state == RegionState::Sealing {
-                region.state = RegionState::Sealed;
-            }
-            core.signals.reclaim.notify(1);
-        });
+        self.runtime.spawn(async move { core.seal_written(full).await });
+    }
+
+    /// Writes the footer of a region whose last batch is on its way; the region is sealed then.
+    pub async fn seal_written(&self, full: OpenRegion) {
+        let region_end = self.region_at(full.region) + self.superblock.region_bytes;
+        let store_id = self.superblock.store_id;
+        let note = self.state.borrow().note();
+        let written = full.footer.write(&self.disk, &self.slab, store_id, full.epoch, region_end, &note).await;
+        if let Err(error) = written {
+            tracing::warn!(region = full.region, %error, "a footer was not written; reclaim will scan the index");
+        }
+        let mut state = self.state.borrow_mut();
+        let region = state.regions.at_mut(full.region);
+        assert_eq!(region.epoch, full.epoch, "I1: a region is not reused while it is being sealed");
+        if region.state == RegionState::Sealing {
+            region.state = RegionState::Sealed;
+        }
+        self.signals.reclaim.notify(1);
     }
 }
 
@@ -199,7 +205,13 @@ impl State {
         Ok(Attempt::Placed(decided, launch))
     }
 
-    fn take_full(&mut self, kind: StreamKind) -> Option<OpenRegion> {
+    /// What is dirty now, for a footer.
+    fn note(&self) -> DirtyNote {
+        self.dirty.note(self.journal.published.chain.sequence - 1, Generation(self.next_generation))
+    }
+
+    /// Takes the open region of a stream, to be sealed.
+    pub fn take_full(&mut self, kind: StreamKind) -> Option<OpenRegion> {
         let full = self.stream(kind).open.take()?;
         self.regions.at_mut(full.region).state = RegionState::Sealing;
         Some(full)

@@ -103,7 +103,8 @@ impl State {
             self.release(current);
         }
         self.index.insert(Entry::tombstone(record.identity, record.generation));
-        self.dirty.insert(record.identity, record);
+        self.dirty.insert(record.identity, Rc::clone(&record));
+        self.list(record);
         true
     }
 

@@ -22,7 +22,7 @@ use super::regions::{Epoch, RegionState};
 use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
-use crate::key::{Generation, Identity};
+use crate::key::Generation;
 use crate::read::ReadError;
 
 /// Identities looked up while the state is borrowed.
@@ -81,10 +81,13 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         });
         let region_at = self.region_at(region);
         let region_end = region_at + self.superblock.region_bytes;
-        let listed = footer::read(&self.slab, self.superblock.store_id, epoch, region_at, region_end).await;
+        let listed = footer::read(&self.slab, self.superblock.store_id, region_at, region_end).await;
         let mut dirty = match listed {
-            Some(identities) => self.evict_clean(region, epoch, &identities).await,
-            None => {
+            Ok(Some(footer)) if footer.epoch == epoch => {
+                self.change(|state| state.list_again(&footer.records));
+                self.evict_clean(region, epoch, &footer.records).await
+            }
+            _ => {
                 self.change(|state| state.counters.footers_missing += 1);
                 self.evict_scanning(region, epoch).await
             }
@@ -112,14 +115,15 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
     }
 
-    /// Evicts the clean entries among `identities`, returns the dirty ones.
-    async fn evict_clean(&self, region: u32, epoch: Epoch, identities: &[Identity]) -> Vec<Entry> {
+    /// Evicts the clean entries among those a footer lists, returns the dirty ones.
+    async fn evict_clean(&self, region: u32, epoch: Epoch, listed: &[Record]) -> Vec<Entry> {
         let mut dirty = Vec::new();
-        for slice in identities.chunks(SLICE_COUNT) {
+        for slice in listed.chunks(SLICE_COUNT) {
             // A key written twice is listed twice: each is looked up when its turn comes.
             self.change(|state| {
-                for identity in slice {
-                    let current = state.index.find(*identity);
+                for record in slice {
+                    let Record::Put(put) = record else { continue };
+                    let current = state.index.find(put.identity);
                     state.evict_among(current.as_slice(), region, epoch, &mut dirty);
                 }
             });
@@ -131,7 +135,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     /// The same without a footer: by walking the index.
-    async fn evict_scanning(&self, region: u32, epoch: Epoch) -> Vec<Entry> {
+    pub async fn evict_scanning(&self, region: u32, epoch: Epoch) -> Vec<Entry> {
         let (mut dirty, mut after) = (Vec::new(), None);
         loop {
             let is_done = self.change(|state| {
@@ -139,7 +143,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 after = slice.last().map(Entry::identity);
                 state.evict_among(&slice, region, epoch, &mut dirty);
                 slice.is_empty()
-                    || !state.is_reclaiming(region, epoch)
+                    || !state.may_empty(region, epoch)
                     || state.regions.at(region).live as usize == dirty.len()
             });
             if is_done {
@@ -157,7 +161,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 Ok(()) => {}
                 Err(Stuck::Unreadable(error)) => {
                     tracing::error!(shard = self.superblock.shard, region, %error, "a dirty block can't be read");
-                    self.change(|state| state.leave(region, epoch, RegionState::Quarantined));
+                    if self.state.borrow().may_empty(region, epoch) {
+                        self.mark_quarantined(region);
+                    }
                     worst = Err(Reclaimed::Rotten);
                 }
                 Err(Stuck::NoPlace(_)) if worst.is_ok() => {
@@ -224,6 +230,12 @@ impl State {
         at.state == RegionState::Reclaiming && at.epoch == epoch
     }
 
+    /// Whether its clean entries may go: reclaim is at work on it, or the prober on a quarantined one.
+    fn may_empty(&self, region: u32, epoch: Epoch) -> bool {
+        let at = self.regions.at(region);
+        matches!(at.state, RegionState::Reclaiming | RegionState::Quarantined) && at.epoch == epoch
+    }
+
     /// Gives up the reclaim of a region (I1: only if it still is under this reclaim).
     fn leave(&mut self, region: u32, epoch: Epoch, next: RegionState) {
         if self.is_reclaiming(region, epoch) {
@@ -232,7 +244,7 @@ impl State {
     }
 
     fn evict_among(&mut self, entries: &[Entry], region: u32, epoch: Epoch, dirty: &mut Vec<Entry>) {
-        if !self.is_reclaiming(region, epoch) {
+        if !self.may_empty(region, epoch) {
             return;
         }
         for entry in entries.iter().filter(|entry| entry.place().is_some_and(|at| at.region == region)) {

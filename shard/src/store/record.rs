@@ -9,13 +9,14 @@
 //! Tombstone  2 │ identity 16 │ generation 8 │ since 8 │ volume 1 + n │ key 2 + n
 //! Flushed    3 │ identity 16 │ generation 8          Remove   4 │ identity 16 │ up to generation 8
 //! RegionOpen 5 │ region 4 │ epoch 4 │ stream 1       Opened   6 │ nonce 8 │ next generation 8
-//! Void       7 │ frame sequence 8 │ ordinal 4
+//! Void       7 │ frame sequence 8 │ ordinal 4      Quarantined 8 │ region 4 │ epoch 4
+//! unsure Tombstone 9: as 2
 //! ```
 
 use forebay_io::checksum::Digest;
 use forebay_io::units::piece_count;
 
-use super::block::{BeforeStore, DirtyKind, DirtyRecord};
+use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
 use super::entry::{LEN_BYTES_MAX, Place, REGION_BYTES_MAX, REGION_MAX};
 use super::regions::{Epoch, StreamKind};
 use crate::key::{BlockKey, Generation, Identity, KEY_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
@@ -67,6 +68,13 @@ pub enum Record {
         /// The record in it, from zero.
         ordinal: u32,
     },
+    /// A write failed in the region, or a dirty block of it rotted: out of use until it opens in a later epoch.
+    Quarantined {
+        /// Which region.
+        region: u32,
+        /// The epoch in which it happened.
+        epoch: Epoch,
+    },
 }
 
 /// A block at a place.
@@ -101,12 +109,15 @@ const REMOVE: u8 = 4;
 const REGION_OPEN: u8 = 5;
 const OPENED: u8 = 6;
 const VOID: u8 = 7;
+const QUARANTINED: u8 = 8;
+const UNSURE_TOMBSTONE: u8 = 9;
 
 const HAS_DIGEST: u8 = 1;
 const HAS_ORIGIN_ETAG: u8 = 2;
 const IS_DIRTY: u8 = 4;
 const DELETES_BEFORE: u8 = 8;
-const PUT_FLAGS: u8 = 15;
+const IS_UNSURE: u8 = 16;
+const PUT_FLAGS: u8 = 31;
 
 /// Longer origin ETags are not kept; S3's have at most some 40 bytes.
 pub const ORIGIN_ETAG_BYTES_MAX: usize = 1024;
@@ -119,7 +130,10 @@ impl Record {
         match self {
             Record::Put(put) => put.encode(out),
             Record::Tombstone(record) => {
-                out.push(TOMBSTONE);
+                out.push(match record.certainty {
+                    Certainty::Sure => TOMBSTONE,
+                    Certainty::Unsure => UNSURE_TOMBSTONE,
+                });
                 out.extend_from_slice(&record.identity.0.to_le_bytes());
                 out.extend_from_slice(&record.generation.0.to_le_bytes());
                 encode_since_and_key(out, record);
@@ -144,6 +158,11 @@ impl Record {
                 out.extend_from_slice(&sequence.to_le_bytes());
                 out.extend_from_slice(&ordinal.to_le_bytes());
             }
+            Record::Quarantined { region, epoch } => {
+                out.push(QUARANTINED);
+                out.extend_from_slice(&region.to_le_bytes());
+                out.extend_from_slice(&epoch.0.to_le_bytes());
+            }
         }
     }
 
@@ -156,6 +175,16 @@ impl Record {
         let record = decode_one(&mut reader).ok_or(Malformed)?;
         *bytes = reader.0;
         Ok(record)
+    }
+}
+
+/// Whether an encoded record is a dirty put or a tombstone.
+#[must_use]
+pub fn is_dirty_line(line: &[u8]) -> bool {
+    match line {
+        [PUT, flags, ..] => flags & IS_DIRTY != 0,
+        [TOMBSTONE | UNSURE_TOMBSTONE, ..] => true,
+        _ => false,
     }
 }
 
@@ -177,6 +206,8 @@ impl PutRecord {
         flags |= if digest.is_some() { HAS_DIGEST } else { 0 };
         flags |= if origin_etag.is_some() { HAS_ORIGIN_ETAG } else { 0 };
         flags |= if self.dirty.is_some() { IS_DIRTY } else { 0 };
+        let is_unsure = self.dirty.as_ref().is_some_and(|dirty| dirty.certainty == Certainty::Unsure);
+        flags |= if is_unsure { IS_UNSURE } else { 0 };
         out.extend_from_slice(&[PUT, flags]);
         out.extend_from_slice(&self.identity.0.to_le_bytes());
         out.extend_from_slice(&self.generation.0.to_le_bytes());
@@ -229,11 +260,12 @@ fn encode_since_and_key(out: &mut Vec<u8>, record: &DirtyRecord) {
 fn decode_one(reader: &mut Reader<'_>) -> Option<Record> {
     match reader.u8()? {
         PUT => decode_put(reader).map(Record::Put),
-        TOMBSTONE => {
+        tag @ (TOMBSTONE | UNSURE_TOMBSTONE) => {
             let (identity, generation) = (reader.identity()?, reader.generation()?);
             let (since_unix_ms, key) = reader.since_and_key()?;
             let kind = DirtyKind::Tombstone;
-            Some(Record::Tombstone(DirtyRecord { key, identity, generation, kind, since_unix_ms }))
+            let certainty = if tag == TOMBSTONE { Certainty::Sure } else { Certainty::Unsure };
+            Some(Record::Tombstone(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty }))
         }
         FLUSHED => Some(Record::Flushed { identity: reader.identity()?, generation: reader.generation()? }),
         REMOVE => Some(Record::Remove { identity: reader.identity()?, up_to: reader.generation()? }),
@@ -244,6 +276,10 @@ fn decode_one(reader: &mut Reader<'_>) -> Option<Record> {
         }),
         OPENED => Some(Record::Opened { nonce: reader.u64()?, next_generation: reader.generation()? }),
         VOID => Some(Record::Void { sequence: reader.u64()?, ordinal: reader.u32()? }),
+        QUARANTINED => {
+            let region = reader.u32().filter(|&region| region <= REGION_MAX)?;
+            Some(Record::Quarantined { region, epoch: Epoch(reader.u32()?) })
+        }
         _ => None,
     }
 }
@@ -271,8 +307,9 @@ fn decode_put(reader: &mut Reader<'_>) -> Option<PutRecord> {
     let dirty = if flags & IS_DIRTY != 0 {
         let (since_unix_ms, key) = reader.since_and_key()?;
         let before = if flags & DELETES_BEFORE != 0 { BeforeStore::Delete } else { BeforeStore::Nothing };
+        let certainty = if flags & IS_UNSURE != 0 { Certainty::Unsure } else { Certainty::Sure };
         let kind = DirtyKind::Block { len_bytes, digest: digest?, before };
-        Some(Box::new(DirtyRecord { key, identity, generation, kind, since_unix_ms }))
+        Some(Box::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty }))
     } else {
         None
     };
@@ -342,7 +379,9 @@ mod tests {
 
     fn dirty(key: String, generation: u64, kind: DirtyKind) -> DirtyRecord {
         let key = BlockKey::new("demo-back".into(), key);
-        DirtyRecord { key, identity: Identity(77), generation: Generation(generation), kind, since_unix_ms: 5 }
+        let (identity, generation) = (Identity(77), Generation(generation));
+        let certainty = if generation.0.is_multiple_of(3) { Certainty::Unsure } else { Certainty::Sure };
+        DirtyRecord { key, identity, generation, kind, since_unix_ms: 5, certainty }
     }
 
     fn records() -> impl Strategy<Value = Record> {
@@ -381,6 +420,8 @@ mod tests {
             1 => (any::<u64>(), 0..1u64 << 48)
                 .prop_map(|(nonce, next)| Record::Opened { nonce, next_generation: Generation(next) }),
             1 => (any::<u64>(), any::<u32>()).prop_map(|(sequence, ordinal)| Record::Void { sequence, ordinal }),
+            1 => (0..=REGION_MAX, any::<u32>())
+                .prop_map(|(region, epoch)| Record::Quarantined { region, epoch: Epoch(epoch) }),
         ]
     }
 
@@ -397,7 +438,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_record_or_malformed(tag in 0..9u8, tail in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_record_or_malformed(tag in 0..11u8, tail in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = vec![tag];
             bytes.extend(tail);
             let _ = Record::decode(&mut &bytes[..]);

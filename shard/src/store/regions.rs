@@ -7,6 +7,7 @@ use forebay_io::units::{PLACE_BYTES, SECTOR_BYTES, sectors_up};
 
 use super::entry::Place;
 use crate::canary::{self, Canary};
+use std::collections::HashMap;
 
 /// The number of an opening: every opening of any region takes the next. A record counts only in its region's present
 /// epoch; the order of epochs is the order of age.
@@ -46,7 +47,7 @@ pub enum RegionState {
     Sealed,
     /// Its entries are being evicted or moved; it is free when the last is gone and no pin is left.
     Reclaiming,
-    /// A write failed here, or a dirty block rotted: never reused in this run, its good records still served.
+    /// A write failed here, or a dirty block rotted: not reused until a probe succeeds, its good records still served.
     Quarantined,
 }
 
@@ -118,6 +119,22 @@ impl RegionTable {
         let region = self.at_mut(number);
         region.epoch = region.epoch.max(epoch);
         self.next_epoch = self.next_epoch.max(epoch.0.saturating_add(1));
+    }
+
+    /// Recovery has found all entries: regions that hold some are sealed, those quarantined in their present epoch stay so.
+    pub fn settle_recovered(&mut self, quarantined: &HashMap<u32, Epoch>) {
+        for (number, region) in (0..).zip(&mut self.regions) {
+            region.state = match region.live {
+                _ if quarantined.get(&number).is_some_and(|epoch| *epoch == region.epoch) => RegionState::Quarantined,
+                0 => RegionState::Free,
+                _ => RegionState::Sealed,
+            };
+        }
+    }
+
+    /// Leaves out so many epochs: after a disaster openings may have gone unread.
+    pub fn skip_epochs(&mut self, count: u32) {
+        self.next_epoch = self.next_epoch.saturating_add(count);
     }
 
     /// Takes the free region that was freed longest ago and gives it the next epoch. Not yet appended to: first its

@@ -1,9 +1,13 @@
-//! Reading the journal from a point: every frame of the chain, up to the first that is not its next.
+//! Reading the journal: from a checkpoint's point on, frame after frame of the chain ([`scan`]), or after a disaster every
+//! frame of the ring that can be read by itself ([`scan_ring`]).
 //!
-//! Called by recovery before anything is applied, because two things must be known first: through which frame everything
-//! is surely durable, and the last epoch of each region. Never panics on what it reads.
+//! Called by recovery before anything is applied, because three things must be known first: through which frame everything
+//! is surely durable, the last epoch of each region, and whether frames are missing. A frame may be missing between others:
+//! after a crash, because unsynced writes survive in any subset; or because it rotted. If a later frame calls it durable,
+//! what was acknowledged is gone with it: [`Scanned::lost`], a disaster. Else it held fills and marks that nobody waited
+//! for, and those behind it count. Never panics on what it reads.
 
-use forebay_io::frame::{self, FrameKind, Reject};
+use forebay_io::frame::{self, Chain, FrameKind, Reject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{DiskFile, IoError};
 use std::collections::HashSet;
@@ -25,10 +29,14 @@ pub struct Scanned {
     pub synced_through: u64,
     /// Records that an earlier recovery found torn.
     pub voids: HashSet<(u64, u32)>,
-    /// A frame that is there but damaged ended the journal.
-    pub is_torn: bool,
+    /// Frames that are there but damaged.
+    pub torn: u64,
     /// Frames with bytes that are no record.
     pub malformed: u64,
+    /// Frames that are missing between others and that nobody called durable.
+    pub skipped: u64,
+    /// Frames that are missing and were durable.
+    pub lost: u64,
 }
 
 /// One frame of the journal.
@@ -37,6 +45,33 @@ pub struct ScannedFrame {
     pub sequence: u64,
     /// Its records; the index of each is its ordinal.
     pub records: Vec<Record>,
+    /// It holds bytes that are no record.
+    pub is_malformed: bool,
+}
+
+impl ScannedFrame {
+    /// The records of a frame's payload, as far as they can be read.
+    #[must_use]
+    pub fn decode(sequence: u64, record_count: u32, mut payload: &[u8]) -> ScannedFrame {
+        let mut frame = ScannedFrame { sequence, records: Vec::new(), is_malformed: false };
+        for _ in 0..record_count {
+            match Record::decode(&mut payload) {
+                Ok(record) => frame.records.push(record),
+                Err(_) => {
+                    frame.is_malformed = true;
+                    break;
+                }
+            }
+        }
+        frame
+    }
+
+    fn voids(&self) -> impl Iterator<Item = (u64, u32)> {
+        self.records.iter().filter_map(|record| match record {
+            Record::Void { sequence, ordinal } => Some((*sequence, *ordinal)),
+            _ => None,
+        })
+    }
 }
 
 /// Reads the journal from `from` on.
@@ -50,95 +85,118 @@ pub async fn scan<F: DiskFile>(slab: &F, store_id: u64, ring: Ring, from: Point)
         // Whatever lies before a checkpoint's point is durable.
         synced_through: from.chain.sequence.saturating_sub(1),
         voids: HashSet::new(),
-        is_torn: false,
+        torn: 0,
         malformed: 0,
+        skipped: 0,
+        lost: 0,
     };
     let mut window = Window { at: from.position, bytes: Vec::new() };
-    loop {
-        let left = ring.len_bytes.saturating_sub(scanned.end.position - from.position);
-        if left < SECTOR_BYTES as u64 {
-            break;
-        }
-        window.fill(slab, ring, scanned.end.position, SECTOR_BYTES, left).await?;
-        let mut found = frame::decode(store_id, window.from(scanned.end.position));
-        if let Err(Reject::Longer { frame_bytes, .. }) = found
-            && frame_bytes as u64 <= left
-        {
-            window.fill(slab, ring, scanned.end.position, frame_bytes, left).await?;
-            found = frame::decode(store_id, window.from(scanned.end.position));
-        }
-        let found = match found {
-            Ok(found) => found,
-            Err(reject) => {
-                scanned.is_torn = matches!(reject, Reject::Sum);
-                break;
+    let mut missing: Vec<(u64, u64)> = Vec::new();
+    let mut position = from.position;
+    let mut is_torn = false;
+    while position < from.position + ring.len_bytes {
+        let left = from.position + ring.len_bytes - position;
+        let found = match window.frame(slab, store_id, ring, position, left).await? {
+            Ok(found) if found.head.kind == FrameKind::Journal => found,
+            reject => {
+                is_torn |= position == scanned.end.position && matches!(reject, Err(Reject::Sum));
+                position += SECTOR_BYTES as u64;
+                continue;
             }
         };
-        // A frame of an earlier lap, or one that survived behind a torn frame.
-        if scanned.end.chain.accept(FrameKind::Journal, &found).is_err() && !canary::is(Canary::StaleFrameAccepted) {
-            break;
+        let mut chain = scanned.end.chain;
+        let follows = chain.accept(FrameKind::Journal, &found).is_ok();
+        // A frame of an earlier lap has a lower number. One that is the next and follows another is none of ours.
+        let is_newer = found.head.sequence > scanned.end.chain.sequence;
+        if !follows && !is_newer && !canary::is(Canary::StaleFrameAccepted) {
+            position += SECTOR_BYTES as u64;
+            continue;
         }
-        scanned.end.position += found.len_bytes() as u64;
+        if !follows {
+            if is_newer {
+                missing.push((scanned.end.chain.sequence, found.head.sequence - 1));
+            }
+            chain = Chain { sequence: found.head.sequence.saturating_add(1), previous_sum: found.sum };
+        }
+        scanned.torn += u64::from(std::mem::take(&mut is_torn));
+        position += found.len_bytes() as u64;
+        scanned.end = Point { position, chain };
         scanned.synced_through = scanned.synced_through.max(found.head.synced_through);
-        scanned.take(found.head.sequence, found.head.record_count, found.payload);
+        let frame = ScannedFrame::decode(found.head.sequence, found.head.record_count, found.payload);
+        scanned.malformed += u64::from(frame.is_malformed);
+        scanned.voids.extend(frame.voids());
+        scanned.frames.push(frame);
     }
-    refuse_damage(slab, store_id, ring, from, scanned.end, &mut window).await?;
+    scanned.torn += u64::from(is_torn);
+    for (first, last) in missing {
+        let lost = (scanned.synced_through.min(last) + 1).saturating_sub(first);
+        scanned.lost += lost;
+        scanned.skipped += last + 1 - first - lost;
+    }
     Ok(scanned)
 }
 
-/// A frame behind the end that calls the missing one durable proves that the journal rotted, and did not just end: what
-/// was acknowledged would be lost silently. Frames of earlier laps are older, torn tails are called durable by nobody.
-async fn refuse_damage<F: DiskFile>(
-    slab: &F,
-    store_id: u64,
-    ring: Ring,
-    from: Point,
-    end: Point,
-    window: &mut Window,
-) -> Result<(), IoError> {
-    let until = from.position + ring.len_bytes;
-    let mut position = end.position;
-    while position < until {
-        let left = until - position;
-        window.fill(slab, ring, position, SECTOR_BYTES, left).await?;
-        let mut found = frame::decode(store_id, window.from(position));
-        if let Err(Reject::Longer { frame_bytes, .. }) = found
-            && frame_bytes as u64 <= left
-        {
-            window.fill(slab, ring, position, frame_bytes, left).await?;
-            found = frame::decode(store_id, window.from(position));
-        }
-        if let Ok(frame) = found
-            && frame.head.kind == FrameKind::Journal
-            && frame.head.sequence > end.chain.sequence
-            && frame.head.synced_through >= end.chain.sequence
-        {
-            let (name, at) = ("the journal".to_owned(), end.position % ring.len_bytes + ring.at);
-            return Err(IoError::Corrupt { name, at, what: "a frame that was durable is damaged" });
-        }
-        position += SECTOR_BYTES as u64;
-    }
-    Ok(())
+/// Every frame of a ring that can be read by itself.
+pub struct RingFrames {
+    /// Ascending by number.
+    pub frames: Vec<ScannedFrame>,
+    /// From this frame to the last, none is missing that was durable. Above all numbers if nothing can be read.
+    pub complete_from: u64,
+    /// The last frame.
+    pub last: u64,
+    /// As in [`Scanned`].
+    pub synced_through: u64,
+    /// As in [`Scanned`].
+    pub voids: HashSet<(u64, u32)>,
+    /// Sectors where a frame begins that is damaged.
+    pub torn: u64,
+    /// As in [`Scanned`].
+    pub malformed: u64,
 }
 
-impl Scanned {
-    fn take(&mut self, sequence: u64, record_count: u32, mut payload: &[u8]) {
-        let mut records = Vec::new();
-        for _ in 0..record_count {
-            match Record::decode(&mut payload) {
-                Ok(Record::Void { sequence, ordinal }) => {
-                    self.voids.insert((sequence, ordinal));
-                    records.push(Record::Void { sequence, ordinal });
-                }
-                Ok(record) => records.push(record),
-                Err(_) => {
-                    self.malformed += 1;
-                    break;
-                }
+/// Reads whatever the ring still holds, whether it follows anything or not.
+///
+/// # Errors
+/// What the device said.
+pub async fn scan_ring<F: DiskFile>(slab: &F, store_id: u64, ring: Ring) -> Result<RingFrames, IoError> {
+    let mut read = RingFrames {
+        frames: Vec::new(),
+        complete_from: u64::MAX,
+        last: 0,
+        synced_through: 0,
+        voids: HashSet::new(),
+        torn: 0,
+        malformed: 0,
+    };
+    let mut window = Window { at: 0, bytes: Vec::new() };
+    let mut position = 0;
+    while position < ring.len_bytes {
+        match window.frame(slab, store_id, ring, position, ring.len_bytes).await? {
+            Ok(found) if found.head.kind == FrameKind::Journal => {
+                position += found.len_bytes() as u64;
+                read.synced_through = read.synced_through.max(found.head.synced_through);
+                let frame = ScannedFrame::decode(found.head.sequence, found.head.record_count, found.payload);
+                read.malformed += u64::from(frame.is_malformed);
+                read.voids.extend(frame.voids());
+                read.frames.push(frame);
+            }
+            reject => {
+                read.torn += u64::from(matches!(reject, Err(Reject::Sum)));
+                position += SECTOR_BYTES as u64;
             }
         }
-        self.frames.push(ScannedFrame { sequence, records });
     }
+    read.frames.sort_by_key(|frame| frame.sequence);
+    for frame in read.frames.iter().rev() {
+        // What is missing and was not durable held nothing that anybody waited for.
+        let is_next = frame.sequence + 1 >= read.complete_from || frame.sequence >= read.synced_through;
+        if read.complete_from != u64::MAX && !is_next {
+            break;
+        }
+        read.last = read.last.max(frame.sequence);
+        read.complete_from = frame.sequence;
+    }
+    Ok(read)
 }
 
 struct Window {
@@ -147,6 +205,26 @@ struct Window {
 }
 
 impl Window {
+    /// The frame that begins at `position`, of at most `left` bytes.
+    async fn frame<F: DiskFile>(
+        &mut self,
+        slab: &F,
+        store_id: u64,
+        ring: Ring,
+        position: u64,
+        left: u64,
+    ) -> Result<Result<frame::Frame<'_>, Reject>, IoError> {
+        self.fill(slab, ring, position, SECTOR_BYTES, left).await?;
+        let longer = match frame::decode(store_id, self.from(position)) {
+            Err(Reject::Longer { frame_bytes, .. }) if frame_bytes as u64 <= left => frame_bytes,
+            _ => 0,
+        };
+        if longer > 0 {
+            self.fill(slab, ring, position, longer, left).await?;
+        }
+        Ok(frame::decode(store_id, self.from(position)))
+    }
+
     fn from(&self, position: u64) -> &[u8] {
         &self.bytes[(position - self.at) as usize..]
     }
@@ -161,7 +239,7 @@ impl Window {
         left: u64,
     ) -> Result<(), IoError> {
         let have = self.at + self.bytes.len() as u64;
-        if position + len as u64 <= have {
+        if position >= self.at && position + len as u64 <= have {
             return Ok(());
         }
         let read_bytes = (left as usize).min(WINDOW_BYTES.max(len));

@@ -7,14 +7,10 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::rc::Rc;
 
-use event_listener::Event;
-use forebay_io::superblock::Superblock;
-use forebay_io::{Disk, DiskFile, IoError, Runtime};
-use std::collections::HashMap;
-
 use super::append::Stream;
 use super::block::DirtyRecord;
 use super::commit::Item;
+use super::dirty_table::DirtyTable;
 use super::extension::Extensions;
 use super::index::Index;
 use super::journal::Journal;
@@ -22,7 +18,10 @@ use super::regions::{RegionTable, StreamKind};
 use super::{StoreConfig, StoreStats, slab_name};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
-use crate::key::Identity;
+use crate::key::Generation;
+use event_listener::Event;
+use forebay_io::superblock::Superblock;
+use forebay_io::{Disk, DiskFile, IoError, Runtime};
 
 /// The mutable part of a store.
 pub struct State {
@@ -31,7 +30,9 @@ pub struct State {
     /// What few entries need.
     pub extensions: Extensions,
     /// What a flush needs of each dirty entry; exactly the identities whose entry is dirty or a tombstone.
-    pub dirty: HashMap<Identity, Rc<DirtyRecord>>,
+    pub dirty: DirtyTable,
+    /// Tombstones that no footer lists yet.
+    pub unlisted: VecDeque<Rc<DirtyRecord>>,
     /// Content bytes of all dirty blocks (I10).
     pub dirty_bytes: u64,
     /// The regions.
@@ -102,6 +103,8 @@ pub struct Signals {
     pub checkpoint: Event,
     /// The committer: a checkpoint freed journal space.
     pub journal: Event,
+    /// The prober: a region was quarantined, or emptied in quarantine.
+    pub quarantine: Event,
     /// `close`: the committer has ended.
     pub stopped: Event,
 }
@@ -109,7 +112,8 @@ pub struct Signals {
 impl Signals {
     /// Lets everybody look again.
     pub fn notify_all(&self) {
-        for event in [&self.queue, &self.regions, &self.reclaim, &self.checkpoint, &self.journal, &self.stopped] {
+        let tasks = [&self.queue, &self.reclaim, &self.checkpoint, &self.journal, &self.quarantine];
+        for event in tasks.into_iter().chain([&self.regions, &self.stopped]) {
             event.notify(usize::MAX);
         }
     }
@@ -186,6 +190,34 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// How many regions the reclaimer keeps free: two for each stream, fewer in a very small store.
     pub fn free_target(&self) -> u32 {
         (self.superblock.region_count / 4).clamp(2, 4)
+    }
+}
+
+/// A dirty put that waits for its place. If the wait is given up, it is decided: it will never be published.
+pub struct Undecided<D: Disk, R: Runtime> {
+    core: Rc<Core<D, R>>,
+    generation: Generation,
+    is_queued: bool,
+}
+
+impl<D: Disk, R: Runtime> Undecided<D, R> {
+    /// It begins to wait.
+    pub fn begin(core: &Rc<Core<D, R>>, generation: Generation) -> Self {
+        core.state.borrow_mut().dirty.begin(generation);
+        Undecided { core: Rc::clone(core), generation, is_queued: false }
+    }
+
+    /// It has its place, and its commit will decide it.
+    pub fn is_queued(mut self) {
+        self.is_queued = true;
+    }
+}
+
+impl<D: Disk, R: Runtime> Drop for Undecided<D, R> {
+    fn drop(&mut self) {
+        if !self.is_queued {
+            self.core.state.borrow_mut().dirty.decided(self.generation);
+        }
     }
 }
 

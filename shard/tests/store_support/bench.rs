@@ -16,8 +16,8 @@ use forebay_shard::error::StoreError;
 use forebay_shard::key::{BlockKey, Generation, Identity, IdentityKey};
 use forebay_shard::origin::Etag;
 use forebay_shard::store::{
-    Appended, BeforeStore, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, NodeIdentity,
-    Recovered, Store, StoreConfig, Validity,
+    Appended, BeforeStore, Certainty, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind,
+    NodeIdentity, Recovered, Store, StoreConfig, Validity,
 };
 
 /// The real store on the simulated machine.
@@ -169,7 +169,8 @@ impl Opened {
         let (len_bytes, digest) = (content.len() as u32, Digest::of(&content));
         let kind = DirtyKind::Block { len_bytes, digest, before };
         let since_unix_ms = self.runtime.unix_ms();
-        let record = Rc::new(DirtyRecord { key: key.clone(), identity, generation, kind, since_unix_ms });
+        let certainty = Certainty::Sure;
+        let record = Rc::new(DirtyRecord { key: key.clone(), identity, generation, kind, since_unix_ms, certainty });
         let frames = frames(&content);
         let (etag, kind) = (Etag::Digest(digest), NewKind::Dirty(record));
         self.store.append(NewBlock { key, identity, generation, frames, len_bytes, etag, kind }).await
@@ -200,8 +201,8 @@ impl Opened {
     pub async fn delete(&self, name: &str) -> Result<(), StoreError> {
         let (key, identity, generation) = (self.key(name), self.identity(name), self.draw());
         let since_unix_ms = self.runtime.unix_ms();
-        let kind = DirtyKind::Tombstone;
-        self.store.tombstone(Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms })).await
+        let (kind, certainty) = (DirtyKind::Tombstone, Certainty::Sure);
+        self.store.tombstone(Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty })).await
     }
 
     /// The verified content; `None` if there is no block or it does not verify.

@@ -1,0 +1,258 @@
+//! What a damaged disk still tells of its dirty records, gathered and weighed. Pure: reads nothing.
+//!
+//! Called by `salvage`. Every readable frame of journal, checkpoints and footers is evidence: that a generation of a key was
+//! dirty at some moment, or that the origin had confirmed it. Moments are numbers of journal frames. Upholds promise 1 (what
+//! is readable comes back), and that nothing older than the newest readable version of a key does. What is the newest
+//! readable version, and yet may have been settled by frames that are gone, is [`Certainty::Unsure`].
+
+use forebay_io::superblock::Superblock;
+use std::collections::{HashMap, HashSet};
+
+use super::NodeIdentity;
+use super::block::{Certainty, DirtyRecord};
+use super::footer::DirtyNote;
+use super::record::{PutRecord, Record};
+use super::regions::Epoch;
+use super::replay::is_possible;
+use crate::key::{Generation, Identity};
+
+/// When and how surely a record was seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    /// It was dirty when this frame was the last; `None`: at a time unknown.
+    pub at: Option<u64>,
+    /// Its payload was on stable storage: it was not in doubt.
+    pub is_durable: bool,
+}
+
+/// One dirty record as something on disk names it.
+#[derive(Debug, Clone)]
+pub enum Trace {
+    /// A put at a place.
+    Put(Box<PutRecord>, Seen),
+    /// A delete.
+    Tombstone(Box<DirtyRecord>, Seen),
+}
+
+impl Trace {
+    /// Which put or delete it is.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        match self {
+            Trace::Put(put, _) => put.generation,
+            Trace::Tombstone(record, _) => record.generation,
+        }
+    }
+
+    /// How it was seen.
+    #[must_use]
+    pub fn seen(&self) -> Seen {
+        match self {
+            Trace::Put(_, seen) | Trace::Tombstone(_, seen) => *seen,
+        }
+    }
+
+    /// The epoch of its region; a tombstone lies nowhere.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        match self {
+            Trace::Put(put, _) => put.epoch,
+            Trace::Tombstone(..) => Epoch(0),
+        }
+    }
+}
+
+/// All traces of one generation of a key, those of the latest opening of a region first.
+pub struct Version {
+    /// Which.
+    pub generation: Generation,
+    /// At least one.
+    pub traces: Vec<Trace>,
+    /// Whether nothing that can't be read may have settled it.
+    pub certainty: Certainty,
+    /// Whether it was surely dirty once: acknowledged, or about to be.
+    pub was_dirty: bool,
+}
+
+/// Everything gathered.
+pub struct Evidence<'a> {
+    superblock: &'a Superblock,
+    node: &'a NodeIdentity,
+    /// The newest note of any footer.
+    note: Option<DirtyNote>,
+    /// From this frame on everything that was durable can be read.
+    complete_from: u64,
+    traces: HashMap<Identity, Vec<Trace>>,
+    /// The newest generation of a key that the origin has, for keys with traces.
+    settled: HashMap<Identity, Generation>,
+    /// Generations that were seen at all.
+    generations: HashSet<Generation>,
+    /// Openings of regions.
+    pub epochs: HashMap<u32, Epoch>,
+    /// Quarantined regions and the epoch in which they were.
+    pub quarantined: HashMap<u32, Epoch>,
+    /// Above every generation that was seen.
+    pub next_generation: Generation,
+    /// Records that can't be this store's.
+    pub malformed: u64,
+    /// Records looked at.
+    pub records: u64,
+}
+
+impl<'a> Evidence<'a> {
+    /// Nothing gathered yet; `complete_from` as in [`super::scan::RingFrames`], `last` the last frame that can be read.
+    #[must_use]
+    pub fn new(
+        superblock: &'a Superblock,
+        node: &'a NodeIdentity,
+        note: Option<DirtyNote>,
+        (complete_from, last): (u64, u64),
+    ) -> Evidence<'a> {
+        // A note that was taken behind the last readable frame proves that frames are missing there.
+        let is_cut = note.as_ref().is_some_and(|note| note.sequence > last);
+        Evidence {
+            superblock,
+            node,
+            complete_from: if is_cut { u64::MAX } else { complete_from },
+            next_generation: note.as_ref().map_or(Generation(1), |note| note.next_generation),
+            note,
+            traces: HashMap::new(),
+            settled: HashMap::new(),
+            generations: HashSet::new(),
+            epochs: HashMap::new(),
+            quarantined: HashMap::new(),
+            malformed: 0,
+            records: 0,
+        }
+    }
+
+    /// The store's superblock.
+    #[must_use]
+    pub fn superblock(&self) -> &'a Superblock {
+        self.superblock
+    }
+
+    /// The first pass over a record: what is dirty, and which epochs and generations there were.
+    pub fn gather(&mut self, record: &Record, seen: Seen) {
+        self.records += 1;
+        match record {
+            Record::Put(put) if !is_possible(put, self.superblock, self.node) => self.malformed += 1,
+            Record::Put(put) => {
+                self.opened(put.at.region, put.epoch);
+                self.saw(put.generation);
+                if put.dirty.is_some() && !self.is_noted_settled(put.generation) {
+                    self.generations.insert(put.generation);
+                    self.add(put.identity, Trace::Put(Box::new(put.clone()), seen));
+                }
+            }
+            Record::Tombstone(record) if self.node.identity_key.identity(&record.key) != record.identity => {
+                self.malformed += 1;
+            }
+            Record::Tombstone(record) => {
+                self.saw(record.generation);
+                if !self.is_noted_settled(record.generation) {
+                    self.generations.insert(record.generation);
+                    self.add(record.identity, Trace::Tombstone(Box::new(record.clone()), seen));
+                }
+            }
+            Record::RegionOpen { region, epoch, .. } if *region < self.superblock.region_count => {
+                self.opened(*region, *epoch);
+            }
+            Record::RegionOpen { .. } => self.malformed += 1,
+            Record::Quarantined { region, epoch } => {
+                self.quarantined.insert(*region, *epoch);
+            }
+            Record::Flushed { generation, .. } => {
+                self.generations.insert(*generation);
+                self.saw(*generation);
+            }
+            Record::Remove { up_to, .. } => self.saw(*up_to),
+            Record::Opened { next_generation, .. } => self.next_generation = self.next_generation.max(*next_generation),
+            Record::Void { .. } => {}
+        }
+    }
+
+    /// The second pass: what the origin had confirmed, of keys that have traces. A clean put proves it of everything older
+    /// of its key: no fill and no confirmed put is published over a dirty record. A `Remove` proves nothing (I4).
+    pub fn settle(&mut self, record: &Record) {
+        let (identity, generation) = match record {
+            Record::Put(put) if put.dirty.is_none() => (put.identity, put.generation),
+            Record::Flushed { identity, generation } => (*identity, *generation),
+            _ => return,
+        };
+        if self.traces.contains_key(&identity) {
+            let settled = self.settled.entry(identity).or_insert(generation);
+            *settled = generation.max(*settled);
+        }
+    }
+
+    /// The keys with traces and their versions, newest first; in order of identity, so that a seed replays.
+    pub fn versions(&mut self) -> Vec<(Identity, Vec<Version>)> {
+        let mut keys: Vec<(Identity, Vec<Trace>)> = std::mem::take(&mut self.traces).into_iter().collect();
+        keys.sort_unstable_by_key(|(identity, _)| *identity);
+        keys.into_iter().map(|(identity, traces)| (identity, self.versions_of(identity, traces))).collect()
+    }
+
+    fn versions_of(&self, identity: Identity, mut traces: Vec<Trace>) -> Vec<Version> {
+        let settled = self.settled.get(&identity);
+        traces.retain(|trace| settled.is_none_or(|settled| trace.generation() > *settled));
+        traces.sort_by_key(|trace| std::cmp::Reverse((trace.generation(), trace.epoch())));
+        let mut versions: Vec<Version> = Vec::new();
+        for trace in traces {
+            match versions.last_mut() {
+                Some(version) if version.generation == trace.generation() => version.traces.push(trace),
+                _ => versions.push(Version {
+                    generation: trace.generation(),
+                    traces: vec![trace],
+                    certainty: Certainty::Unsure,
+                    was_dirty: false,
+                }),
+            }
+        }
+        versions.iter_mut().for_each(|version| self.weigh(version));
+        versions
+    }
+
+    fn weigh(&self, version: &mut Version) {
+        let note = self.note.as_ref().filter(|note| note.names(version.generation));
+        let seen = version.traces.iter().filter_map(|trace| trace.seen().at).chain(note.map(|note| note.sequence));
+        let is_sure = seen.max().is_some_and(|at| at.saturating_add(1) >= self.complete_from);
+        version.certainty = if is_sure { Certainty::Sure } else { Certainty::Unsure };
+        version.was_dirty = note.is_some() || version.traces.iter().any(|trace| trace.seen().is_durable);
+    }
+
+    /// How many generations were dirty when that was last noted and left no record at all.
+    #[must_use]
+    pub fn unfound_count(&self) -> u64 {
+        let noted = self.note.iter().flat_map(|note| &note.dirty);
+        noted.filter(|generation| !self.generations.contains(generation)).count() as u64
+    }
+
+    fn is_noted_settled(&self, generation: Generation) -> bool {
+        self.note.as_ref().is_some_and(|note| note.settles(generation))
+    }
+
+    fn add(&mut self, identity: Identity, trace: Trace) {
+        let traces = self.traces.entry(identity).or_default();
+        let same =
+            traces.iter_mut().find(|known| (known.generation(), known.epoch()) == (trace.generation(), trace.epoch()));
+        match same {
+            // The same record, seen again.
+            Some(known) => {
+                let (Trace::Put(_, seen) | Trace::Tombstone(_, seen)) = known;
+                seen.at = seen.at.max(trace.seen().at);
+                seen.is_durable |= trace.seen().is_durable;
+            }
+            None => traces.push(trace),
+        }
+    }
+
+    fn opened(&mut self, region: u32, epoch: Epoch) {
+        let known = self.epochs.entry(region).or_insert(epoch);
+        *known = epoch.max(*known);
+    }
+
+    fn saw(&mut self, generation: Generation) {
+        self.next_generation = self.next_generation.max(Generation(generation.0 + 1));
+    }
+}

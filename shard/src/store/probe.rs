@@ -1,0 +1,125 @@
+//! Quarantine: regions out of use because a write failed or a dirty block rotted there, and their way back.
+//!
+//! A quarantined region keeps its good records served. That it is quarantined is journaled and stands in checkpoints, so a
+//! restart does not forget it. The prober, one task, rewrites an emptied region from end to end and reads it back; if both
+//! succeed it is free again, and the `RegionOpen` of its next use ends the quarantine durably. A region that holds a rotten
+//! dirty block never comes back before that block is dealt with (I4).
+
+use std::rc::Rc;
+use std::time::Duration;
+
+use forebay_io::{Disk, DiskFile, IoError, Runtime};
+use futures::future::select;
+
+use super::commit::Item;
+use super::record::Record;
+use super::regions::RegionState;
+use super::state::{Core, Life};
+
+/// Between two rounds over all quarantined regions.
+pub const PROBE_EVERY: Duration = Duration::from_secs(300);
+/// A probe writes and reads so much at once.
+const PROBE_BYTES: u64 = 1 << 20;
+
+impl<D: Disk, R: Runtime> Core<D, R> {
+    /// Takes a region out of use, now and after a restart.
+    pub fn mark_quarantined(&self, region: u32) {
+        let epoch = self.change(|state| {
+            let at = state.regions.at_mut(region);
+            let earlier = std::mem::replace(&mut at.state, RegionState::Quarantined);
+            (earlier != RegionState::Quarantined).then_some(at.epoch)
+        });
+        if let Some(epoch) = epoch {
+            self.queue(Item::applied(&Record::Quarantined { region, epoch }));
+            self.signals.quarantine.notify(1);
+        }
+    }
+
+    /// The prober's task: ends when the store closes. It sleeps for ever while nothing is quarantined.
+    pub async fn run_prober(self: Rc<Self>) {
+        loop {
+            let changed = self.signals.quarantine.listen();
+            let (life, quarantined) = {
+                let state = self.state.borrow();
+                (state.life, state.regions.count_in(RegionState::Quarantined))
+            };
+            if life != Life::Running {
+                return;
+            }
+            if quarantined == 0 {
+                changed.await;
+                continue;
+            }
+            let pause = std::pin::pin!(self.runtime.sleep(PROBE_EVERY));
+            select(changed, pause).await;
+            for region in 0..self.superblock.region_count {
+                self.probe(region).await;
+            }
+        }
+    }
+
+    /// Empties a quarantined region of what is clean; frees it if it is empty and takes bytes again.
+    async fn probe(&self, region: u32) {
+        let is_candidate = || {
+            let state = self.state.borrow();
+            let at = state.regions.at(region);
+            at.state == RegionState::Quarantined && at.dirty_bytes == 0 && at.uncommitted == 0
+        };
+        if !is_candidate() || self.state.borrow().life != Life::Running {
+            return;
+        }
+        let epoch = self.state.borrow().regions.at(region).epoch;
+        let dirty = self.evict_scanning(region, epoch).await;
+        let is_empty = {
+            let state = self.state.borrow();
+            let at = state.regions.at(region);
+            dirty.is_empty() && at.live == 0 && at.pins == 0
+        };
+        if !is_empty || !is_candidate() {
+            return;
+        }
+        match self.rewrite_region(region).await {
+            Ok(true) => {
+                tracing::info!(shard = self.superblock.shard, region, "a quarantined region takes bytes again");
+                self.change(|state| {
+                    state.regions.at_mut(region).state = RegionState::Free;
+                    state.freed = true;
+                });
+            }
+            Ok(false) => {
+                tracing::warn!(shard = self.superblock.shard, region, "a quarantined region reads back other bytes");
+            }
+            Err(error) => tracing::warn!(shard = self.superblock.shard, region, %error, "a probe failed"),
+        }
+    }
+
+    /// Fills a region with a pattern. False if it reads back otherwise.
+    async fn rewrite_region(&self, region: u32) -> Result<bool, IoError> {
+        let salt = self.runtime.random_u64();
+        let region_at = self.region_at(region);
+        let region_bytes = self.superblock.region_bytes;
+        for at in (0..region_bytes).step_by(PROBE_BYTES as usize) {
+            let mut buf = self.disk.buffer(PROBE_BYTES.min(region_bytes - at) as usize).await;
+            fill(&mut buf, salt ^ at);
+            self.slab.write(region_at + at, buf).await?;
+        }
+        for at in (0..region_bytes).step_by(PROBE_BYTES as usize) {
+            let read = self.slab.read(region_at + at, PROBE_BYTES.min(region_bytes - at) as usize).await?;
+            let mut expected = vec![0; read.len()];
+            fill(&mut expected, salt ^ at);
+            if read[..] != expected[..] {
+                return Ok(false);
+            }
+            self.runtime.yield_now().await;
+        }
+        Ok(true)
+    }
+}
+
+/// Words that differ from place to place, so that a misdirected write is seen.
+fn fill(buf: &mut [u8], seed: u64) {
+    for (index, word) in (0u64..).zip(buf.chunks_mut(8)) {
+        let value = (seed ^ index).wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes();
+        word.copy_from_slice(&value[..word.len()]);
+    }
+}

@@ -1,0 +1,309 @@
+//! Rebuilding the state from a checkpoint and the journal behind it.
+//!
+//! Called by `recover`. The journal is scanned first, because a record counts only in the last epoch of its region. Records
+//! are applied in journal order by the rules of publish, so applying one again changes nothing. In doubt are frames that
+//! were not surely synced: their payloads are read and verified, torn ones dropped (I11: they were never acknowledged) and,
+//! before the store opens, declared void, so that no later recovery believes them because their frame is older than a synced
+//! one. A record whose region was reused still hides older ones of its key (I13).
+
+use std::rc::Rc;
+
+use forebay_io::superblock::Superblock;
+use forebay_io::{DiskFile, IoError, Runtime};
+use std::collections::HashMap;
+
+use super::entry::Place;
+use super::journal::{Journal, Point, Ring};
+use super::publish::PutMode;
+use super::record::{PutRecord, Record};
+use super::regions::{Epoch, RegionTable, footprint};
+use super::scan::{Scanned, scan};
+use super::state::{Life, State};
+use super::{NodeIdentity, RejectedCounts, StoreStats};
+use crate::canary::{self, Canary};
+use crate::error::StoreError;
+use crate::key::{Generation, Identity};
+use crate::outcome::{Located, Pin};
+use crate::read::{BlockReader, ReadError};
+
+/// A state that was read back, and what must be journaled before it is used.
+pub struct Replayed {
+    /// Entries, regions, dirty records; the journal stands behind its last good frame.
+    pub state: State,
+    /// Records that turned out torn.
+    pub voids: Vec<Record>,
+    /// The last frame that is in doubt no more once `voids` are journaled.
+    pub settled_through: u64,
+    /// What was not taken.
+    pub rejected: RejectedCounts,
+    /// Records applied or refused.
+    pub records: u64,
+}
+
+/// A state under reconstruction.
+pub struct Replay<'a> {
+    superblock: &'a Superblock,
+    node: &'a NodeIdentity,
+    state: State,
+    scanned: Scanned,
+    /// The newest generation of identities whose newest record lies in a region that was reused.
+    stale: HashMap<Identity, Generation>,
+    voids: Vec<Record>,
+    rejected: RejectedCounts,
+    quarantined: HashMap<u32, Epoch>,
+    records: u64,
+}
+
+impl<'a> Replay<'a> {
+    /// Scans the journal from a checkpoint's point on; the checkpoint before it, if it is there, begins at `covered_before`.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub async fn begin<F: DiskFile>(
+        slab: &F,
+        superblock: &'a Superblock,
+        node: &'a NodeIdentity,
+        from: Point,
+        covered_before: Option<u64>,
+    ) -> Result<Replay<'a>, IoError> {
+        let ring = Ring::of(superblock);
+        let scanned = scan(slab, superblock.store_id, ring, from).await?;
+        let journal = Journal::new(ring, scanned.end, from.position, covered_before, scanned.synced_through);
+        let state = empty_state(superblock.region_count, journal);
+        let rejected = RejectedCounts {
+            torn_frames: scanned.torn,
+            skipped_frames: scanned.skipped,
+            lost_frames: scanned.lost,
+            malformed: scanned.malformed,
+            ..RejectedCounts::default()
+        };
+        let (stale, voids, quarantined) = (HashMap::new(), Vec::new(), HashMap::new());
+        let mut replay = Replay { superblock, node, state, scanned, stale, voids, rejected, quarantined, records: 0 };
+        if !canary::is(Canary::EpochsLearnedLate) {
+            replay.learn_epochs();
+        }
+        Ok(replay)
+    }
+
+    /// The last epoch of each region as far as the journal tells; the checkpoint begins with the others.
+    fn learn_epochs(&mut self) {
+        for record in self.scanned.frames.iter().flat_map(|frame| &frame.records) {
+            let (region, epoch) = match record {
+                Record::RegionOpen { region, epoch, .. } => (*region, *epoch),
+                // Its `RegionOpen` may be among frames that were skipped.
+                Record::Put(put) => (put.at.region, put.epoch),
+                _ => continue,
+            };
+            if region < self.superblock.region_count {
+                self.state.regions.recover_epoch(region, epoch);
+            }
+        }
+    }
+
+    /// Durable frames that are missing.
+    #[must_use]
+    pub fn lost_frames(&self) -> u64 {
+        self.scanned.lost
+    }
+
+    /// The number of the frame that will be written next.
+    #[must_use]
+    pub fn next_sequence(&self) -> u64 {
+        self.scanned.end.chain.sequence
+    }
+
+    /// The checkpoint's own figures.
+    pub fn begin_checkpoint(&mut self, number: u64, next_generation: Generation) {
+        self.state.checkpoint_number = number;
+        self.saw(next_generation, 0);
+    }
+
+    /// Applies a frame of the checkpoint.
+    pub fn apply_payload(&mut self, mut payload: &[u8], record_count: u32) {
+        for _ in 0..record_count {
+            match Record::decode(&mut payload) {
+                Ok(record) => self.apply(record),
+                Err(_) => {
+                    self.rejected.malformed += 1;
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Applies the journal, verifying what is in doubt, and settles the regions.
+    ///
+    /// # Errors
+    /// What the device said.
+    pub async fn finish<F: DiskFile, R: Runtime>(mut self, runtime: &R, slab: &F) -> Result<Replayed, StoreError> {
+        let frames = std::mem::take(&mut self.scanned.frames);
+        for frame in frames {
+            let in_doubt = frame.sequence > self.scanned.synced_through;
+            for (ordinal, record) in (0u32..).zip(frame.records) {
+                if let Record::Put(put) = &record {
+                    // Generations of dropped records are not given out again either.
+                    self.saw(put.generation, 1);
+                    if self.scanned.voids.contains(&(frame.sequence, ordinal)) {
+                        continue;
+                    }
+                    let in_doubt = in_doubt && !canary::is(Canary::TornPayloadAccepted);
+                    if in_doubt && self.is_current(put) && !is_intact(slab, self.superblock, put).await? {
+                        self.rejected.torn_payload += 1;
+                        self.voids.push(Record::Void { sequence: frame.sequence, ordinal });
+                        continue;
+                    }
+                }
+                self.apply(record);
+            }
+            runtime.yield_now().await;
+        }
+        self.state.regions.settle_recovered(&self.quarantined);
+        self.rejected.stale_epoch += self.stale.len() as u64;
+        self.state.freed = false;
+        self.state.counters = StoreStats::default();
+        let settled_through = self.state.journal.head.chain.sequence - 1;
+        let Replay { state, voids, rejected, records, .. } = self;
+        Ok(Replayed { state, voids, settled_through, rejected, records })
+    }
+
+    fn apply(&mut self, record: Record) {
+        self.records += 1;
+        match record {
+            Record::Put(put) => self.apply_put(&put),
+            Record::Tombstone(record) => {
+                self.saw(record.generation, 1);
+                if self.hides(record.identity, record.generation) {
+                    return;
+                }
+                self.stale.remove(&record.identity);
+                if self.node.identity_key.identity(&record.key) == record.identity {
+                    self.state.publish_tombstone(Rc::new(record));
+                } else {
+                    self.rejected.malformed += 1;
+                }
+            }
+            Record::Flushed { identity, generation } => {
+                self.state.mark_flushed(identity, generation);
+            }
+            Record::Remove { identity, up_to } => {
+                self.saw(up_to, 1);
+                self.state.publish_remove(identity, up_to);
+            }
+            Record::RegionOpen { region, epoch, .. } => {
+                if region < self.superblock.region_count {
+                    self.state.regions.recover_epoch(region, epoch);
+                } else {
+                    self.rejected.malformed += 1;
+                }
+            }
+            Record::Opened { next_generation, .. } => self.saw(next_generation, 0),
+            Record::Void { .. } => {}
+            Record::Quarantined { region, epoch } => {
+                self.quarantined.insert(region, epoch);
+            }
+        }
+    }
+
+    fn apply_put(&mut self, put: &PutRecord) {
+        self.saw(put.generation, 1);
+        if !self.is_possible(put) {
+            self.rejected.malformed += 1;
+        } else if self.hides(put.identity, put.generation) {
+            self.rejected.outlived += u64::from(self.is_current(put));
+        } else if self.is_current(put) {
+            self.stale.remove(&put.identity);
+            self.state.publish_put(put, &PutMode::Replay);
+        } else if !canary::is(Canary::StaleRecordRevives) {
+            // Its bytes are gone. It was evicted, or a newer record follows; older ones of its key are gone either way.
+            let current = self.state.index.find(put.identity);
+            match current {
+                Some(entry) if entry.generation() > put.generation => {}
+                Some(entry) => {
+                    self.rejected.outlived += 1;
+                    self.state.take_out(entry);
+                    self.stale.insert(put.identity, put.generation);
+                }
+                None => {
+                    self.stale.insert(put.identity, put.generation);
+                }
+            }
+        }
+    }
+
+    /// Whether a record of a reused region is newer (I13).
+    fn hides(&self, identity: Identity, generation: Generation) -> bool {
+        self.stale.get(&identity).is_some_and(|newest| *newest > generation)
+    }
+
+    fn is_current(&self, put: &PutRecord) -> bool {
+        self.is_possible(put) && self.state.regions.at(put.at.region).epoch == put.epoch
+    }
+
+    fn is_possible(&self, put: &PutRecord) -> bool {
+        is_possible(put, self.superblock, self.node)
+    }
+
+    fn saw(&mut self, generation: Generation, used: u64) {
+        let used = if canary::is(Canary::GenerationReused) { 0 } else { used };
+        self.state.next_generation = self.state.next_generation.max(generation.0 + used);
+    }
+}
+
+/// A state without entries.
+#[must_use]
+pub fn empty_state(region_count: u32, journal: Journal) -> State {
+    State {
+        index: Default::default(),
+        extensions: Default::default(),
+        dirty: Default::default(),
+        unlisted: Default::default(),
+        dirty_bytes: 0,
+        regions: RegionTable::new(region_count),
+        streams: Default::default(),
+        queue: Default::default(),
+        journal,
+        checkpoint_number: 0,
+        next_generation: 1,
+        life: Life::Running,
+        freed: false,
+        counters: StoreStats::default(),
+    }
+}
+
+/// Whether a put that was read can be one of this store: it lies inside a region, and its names agree.
+#[must_use]
+pub fn is_possible(put: &PutRecord, superblock: &Superblock, node: &NodeIdentity) -> bool {
+    let fits = put.at.offset() + footprint(put.len_bytes) <= superblock.region_bytes;
+    let is_named = put.dirty.as_ref().is_none_or(|dirty| {
+        node.identity_key.identity(&dirty.key) == put.identity && dirty.generation == put.generation
+    });
+    put.at.region < superblock.region_count && fits && is_named
+}
+
+/// Reads and verifies a payload that may be torn or gone.
+///
+/// # Errors
+/// What the device said.
+pub async fn is_intact<F: DiskFile>(slab: &F, superblock: &Superblock, put: &PutRecord) -> Result<bool, IoError> {
+    let Place { region, .. } = put.at;
+    let region_at = superblock.regions_at() + u64::from(region) * superblock.region_bytes;
+    let located = Located {
+        shard: u16::try_from(superblock.shard).expect("the owner was checked: its number is a u16"),
+        offset: region_at + put.at.offset(),
+        len_bytes: put.len_bytes,
+        identity: put.identity,
+        generation: put.generation,
+        sums: put.sums.clone(),
+        etag: None,
+        pin: Pin { region },
+    };
+    let reader = BlockReader::new(slab.clone(), located);
+    for index in 0..reader.piece_count() {
+        match reader.piece(index).await {
+            Ok(_) => {}
+            Err(ReadError::Rot { .. }) => return Ok(false),
+            Err(ReadError::Disk(error)) => return Err(error),
+        }
+    }
+    Ok(true)
+}
