@@ -94,6 +94,8 @@ pub struct RecordCounts {
     pub starts: u64,
     /// Records that a recovery declared torn.
     pub voids: u64,
+    /// Regions taken out of use.
+    pub quarantines: u64,
     /// Bytes that are no record.
     pub malformed: u64,
 }
@@ -109,6 +111,7 @@ impl RecordCounts {
             Record::RegionOpen { .. } => &mut self.region_opens,
             Record::Opened { .. } => &mut self.starts,
             Record::Void { .. } => &mut self.voids,
+            Record::Quarantined { .. } => &mut self.quarantines,
         };
         *counter += 1;
     }
@@ -116,9 +119,9 @@ impl RecordCounts {
     /// All that are records.
     #[must_use]
     pub fn total(&self) -> u64 {
-        let RecordCounts { clean_puts, dirty_puts, tombstones, flushed, removes, region_opens, starts, voids, .. } =
-            self;
-        clean_puts + dirty_puts + tombstones + flushed + removes + region_opens + starts + voids
+        let RecordCounts { clean_puts, dirty_puts, tombstones, flushed, removes, region_opens, .. } = self;
+        let RecordCounts { starts, voids, quarantines, .. } = self;
+        clean_puts + dirty_puts + tombstones + flushed + removes + region_opens + starts + voids + quarantines
     }
 }
 

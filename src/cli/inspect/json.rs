@@ -97,6 +97,7 @@ fn record_counts(records: &RecordCounts) -> Value {
         "region_opens": records.region_opens,
         "starts": records.starts,
         "voids": records.voids,
+        "quarantines": records.quarantines,
         "malformed": records.malformed,
     })
 }

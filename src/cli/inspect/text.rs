@@ -133,6 +133,7 @@ fn record_words(records: &RecordCounts) -> String {
         (records.region_opens, "region opening"),
         (records.starts, "start"),
         (records.voids, "void"),
+        (records.quarantines, "quarantine"),
         (records.malformed, "MALFORMED record"),
     ];
     let words: Vec<String> =

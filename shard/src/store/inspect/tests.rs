@@ -11,7 +11,7 @@ use forebay_io::Runtime;
 use forebay_io::checksum::Digest;
 use forebay_io::sim::{SimDisk, SimWorld};
 
-use super::super::block::{BeforeStore, DirtyKind, DirtyRecord, NewBlock, NewKind};
+use super::super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord, NewBlock, NewKind};
 use super::super::check::overlaps;
 use super::super::entry::{Place, Proof};
 use super::super::{Store, StoreConfig};
@@ -39,7 +39,8 @@ fn example() -> SimWorld {
             let (key, content) = (BlockKey::new("v".into(), format!("k{n}")), vec![n; 1500]);
             let (identity, generation, digest) = (store.identity(&key), store.next_generation(), Digest::of(&content));
             let kind = DirtyKind::Block { len_bytes: 1500, digest, before: BeforeStore::Nothing };
-            let dirty = DirtyRecord { key: key.clone(), identity, generation, kind, since_unix_ms: runtime.unix_ms() };
+            let (since_unix_ms, certainty) = (runtime.unix_ms(), Certainty::Sure);
+            let dirty = DirtyRecord { key: key.clone(), identity, generation, kind, since_unix_ms, certainty };
             let (etag, kind) = (Etag::Digest(digest), NewKind::Dirty(Rc::new(dirty)));
             let frames = vec![content.into()];
             store.append(NewBlock { key, identity, generation, frames, len_bytes: 1500, etag, kind }).await.unwrap();

@@ -9,10 +9,11 @@ use std::collections::{HashMap, HashSet};
 
 use forebay_io::{Disk, IoError, Runtime};
 
+use super::super::block::Certainty;
 use super::super::entry::State as EntryIs;
 use super::super::record::Record;
 use super::super::regions::Epoch;
-use super::super::{NodeIdentity, open, slab_name};
+use super::super::{NodeIdentity, RecoveredBy, open, slab_name};
 use super::footers::FooterState;
 use super::journal::{JournalEnd, Spare};
 use super::report::{Cost, Finding, Part, PartReport, Report};
@@ -251,6 +252,15 @@ impl<D: Disk> Inspector<D> {
             let torn = rejected.torn_payload;
             let what = format!("{torn} records that were being written are torn; they were not acknowledged");
             part.found(Finding::new(Cost::Note, file, None, what));
+        }
+        if recovery.loaded.by == RecoveredBy::Salvage {
+            let unsure = state.dirty.values().filter(|record| record.certainty == Certainty::Unsure).count();
+            let what = format!(
+                "checkpoint or journal are damaged: the next start drops what is clean, brings back what is dirty, and asks \
+                 the object store about {unsure} of it"
+            );
+            part.found(Finding::new(Cost::Data, file, None, what));
+            return part;
         }
         for fault in state.faults(self.superblock.region_bytes) {
             let identity = fault.identity.map(|identity| identity.0);

@@ -1,0 +1,350 @@
+//! Damage on purpose, one structure after the other and in every combination: checkpoint slots, journal, superblock copies,
+//! footers. Each asserts what comes back, what is counted, and that nothing older than the newest readable version of a key
+//! is taken for the newest (promise 3, I11, I13). What the verbs make of it stands in `disaster.rs`.
+#![allow(clippy::unwrap_used)]
+
+#[path = "store_support/bench.rs"]
+mod bench;
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bench::{Bench, Opened, content, node};
+use bytes::Bytes;
+use forebay_io::sim::{Faults, OneIn};
+use forebay_io::{Disk, DiskFile, OpenMode, Runtime};
+use forebay_shard::config::Geometry;
+use forebay_shard::error::StoreError;
+use forebay_shard::store::{
+    Certainty, Commit, EntryState, Found, NodeIdentity, RecoveredBy, RejectedCounts, Validity, slab_name,
+};
+
+const JOURNAL_AT: u64 = 8192;
+const JOURNAL_BYTES: u64 = 256 << 10;
+const REGION_BYTES: u64 = 128 << 10;
+const REGIONS: u64 = 16;
+
+/// Regions that fill faster than the journal laps, as with any real figures.
+fn geometry() -> Geometry {
+    Geometry { region_bytes: REGION_BYTES, region_count: REGIONS as u32, journal_bytes: JOURNAL_BYTES }
+}
+
+/// What was acknowledged and not flushed: a block's content, or `None` for a delete.
+type Acknowledged = BTreeMap<String, Option<Bytes>>;
+
+/// Puts, deletes, overwrites and flushes through several laps of the journal, one record to a frame.
+async fn history(store: &Opened) -> Acknowledged {
+    let mut acknowledged = Acknowledged::new();
+    for n in 0..150u64 {
+        let name = format!("k{n}");
+        store.put(&name, content(n, 5000)).await.unwrap();
+        acknowledged.insert(name.clone(), Some(content(n, 5000)));
+        if n % 10 == 3 {
+            store.delete(&name).await.unwrap();
+            acknowledged.insert(name, None);
+        } else if n % 5 != 0 {
+            store.store.flushed(store.identity(&name), store.generation(&name).unwrap());
+            acknowledged.remove(&name);
+        }
+        if n % 10 == 9 {
+            // Deleted and stored again: two versions are on the disk.
+            let name = format!("k{}", n - 9);
+            store.delete(&name).await.unwrap();
+            store.put(&name, content(1000 + n, 3000)).await.unwrap();
+            acknowledged.insert(name, Some(content(1000 + n, 3000)));
+        }
+        if n % 4 == 0 {
+            let filled = store.fill(&format!("f{n}"), content(n, 2000), Validity::default(), Commit::Lazy);
+            filled.await.unwrap();
+        }
+    }
+    acknowledged
+}
+
+/// How many acknowledged records are missing. Asserts that what is there is right.
+async fn missing(store: &Opened, acknowledged: &Acknowledged) -> usize {
+    let mut missing = 0;
+    for n in 0..150 {
+        let name = format!("k{n}");
+        let unsure = store
+            .recovered
+            .dirty
+            .iter()
+            .any(|record| record.identity == store.identity(&name) && record.certainty == Certainty::Unsure);
+        match (acknowledged.get(&name), store.find(&name)) {
+            (Some(Some(newest)), Some(Found::Block { state, .. })) => {
+                assert_eq!(state, EntryState::Dirty, "{name}");
+                assert!(
+                    store.read(&name).await.as_ref() == Some(newest) || unsure,
+                    "{name} is not the newest, and sure"
+                );
+            }
+            (Some(None), Some(Found::Tombstone { .. })) => {}
+            (Some(_), Some(_)) => assert!(unsure, "{name}: another version than the newest is taken for it"),
+            (Some(_), None) => missing += 1,
+            // Flushed: clean, or gone, or asked for.
+            (None, Some(Found::Block { state: EntryState::Dirty, .. })) => {
+                assert!(unsure, "{name} was flushed, and is surely dirty");
+            }
+            (None, Some(Found::Tombstone { .. })) => assert!(unsure, "{name} was never deleted"),
+            (None, _) => {}
+        }
+    }
+    missing
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Close,
+    PowerCut,
+}
+
+/// A disk with a history behind it.
+fn used(seed: u64, ending: Ending) -> (Bench, Acknowledged) {
+    let bench = Bench::new(seed, geometry());
+    let acknowledged = bench.run(async |store| {
+        let acknowledged = history(store).await;
+        // Until the journal calls its last frame durable.
+        store.runtime.sleep(Duration::from_millis(300)).await;
+        assert!(store.store.stats().journal_wraps > 1, "old records are in no frame any more");
+        if ending == Ending::Close {
+            store.store.close().await;
+        }
+        acknowledged
+    });
+    (bench, acknowledged)
+}
+
+fn damage_slot(bench: &Bench, slot: u64) {
+    bench.world.flip_bit(&format!("shard-000.checkpoint-{slot}"), 4096 + 60, 2);
+}
+
+fn damage_journal(bench: &Bench, sectors: impl Iterator<Item = u64>) {
+    sectors.for_each(|sector| bench.world.flip_bit(&slab_name(0), JOURNAL_AT + sector * 4096 + 60, 1));
+}
+
+fn damage_footer(bench: &Bench, region: u64) {
+    let end = JOURNAL_AT + JOURNAL_BYTES + (region + 1) * REGION_BYTES;
+    bench.world.flip_bit(&slab_name(0), end - 4096 + 60, 1);
+}
+
+#[test]
+fn both_slots_gone_lose_nothing_and_are_sure_of_everything() {
+    for ending in [Ending::Close, Ending::PowerCut] {
+        for seed in 0..8 {
+            let (bench, acknowledged) = used(seed, ending);
+            damage_slot(&bench, 0);
+            damage_slot(&bench, 1);
+            bench.run(async |store| {
+                assert_eq!(store.recovered.by, RecoveredBy::Salvage);
+                assert_eq!(store.recovered.rejected.checkpoint_slots, 2);
+                assert_eq!(missing(store, &acknowledged).await, 0, "seed {seed}, {ending:?}: {:?}", store.recovered);
+                assert_eq!(store.recovered.unsure, 0, "the journal tells the rest");
+                assert_eq!(store.recovered.dirty.len(), acknowledged.len(), "nothing flushed comes back");
+                store.put("after", content(1, 100)).await.unwrap();
+            });
+            bench.run(async |store| {
+                assert_eq!(store.recovered.by, RecoveredBy::Journal);
+                assert_eq!(store.recovered.rejected, RejectedCounts::default());
+                assert_eq!(missing(store, &acknowledged).await, 0);
+                assert!(store.find("after").is_some());
+            });
+        }
+    }
+}
+
+#[test]
+fn every_combination_of_damage_opens_and_takes_nothing_older_for_the_newest() {
+    for mask in 0..128u32 {
+        let ending = if mask % 3 == 0 { Ending::Close } else { Ending::PowerCut };
+        let (bench, acknowledged) = used(u64::from(mask), ending);
+        let hit = |bit: u32| mask & (1 << bit) != 0;
+        (0..2).filter(|slot| hit(*slot)).for_each(|slot| damage_slot(&bench, u64::from(slot)));
+        if hit(2) {
+            damage_journal(&bench, 0..1);
+        }
+        if hit(3) {
+            damage_journal(&bench, 20..40);
+        }
+        if hit(4) {
+            damage_journal(&bench, 63..64);
+        }
+        if hit(5) {
+            bench.world.flip_bit(&slab_name(0), 4096 + 30, 1);
+        }
+        if hit(6) {
+            (0..REGIONS).step_by(2).for_each(|region| damage_footer(&bench, region));
+        }
+        let (dirty, by, lost) = bench.run(async |store| {
+            let Opened { recovered, .. } = store;
+            let lost = missing(store, &acknowledged).await;
+            assert_eq!(recovered.rejected.superblocks, u64::from(hit(5)), "{mask:07b}");
+            let journal_hit = hit(2) || hit(3) || hit(4);
+            if !journal_hit && !(hit(6) && hit(0) && hit(1)) {
+                assert_eq!(lost, 0, "{mask:07b}: {recovered:?}");
+            }
+            let counts = recovered.rejected;
+            assert!(
+                lost == 0 || counts.lost_frames + counts.torn_frames + counts.footers > 0,
+                "{mask:07b}: {counts:?}"
+            );
+            (recovered.dirty.len(), recovered.by, lost)
+        });
+        if hit(0) && hit(1) {
+            assert_eq!(by, RecoveredBy::Salvage, "{mask:07b}");
+        }
+        bench.run(async |store| {
+            assert_eq!(store.recovered.by, RecoveredBy::Journal, "{mask:07b}: once is enough");
+            assert_eq!(store.recovered.dirty.len(), dirty, "{mask:07b}: nothing more is lost later");
+            assert_eq!(missing(store, &acknowledged).await, lost, "{mask:07b}");
+        });
+    }
+}
+
+#[test]
+fn one_damaged_sector_of_the_journal_costs_at_most_the_record_in_it() {
+    let mut disasters = 0;
+    for sector in 0..JOURNAL_BYTES / 4096 {
+        let (bench, acknowledged) = used(3, Ending::PowerCut);
+        damage_journal(&bench, sector..sector + 1);
+        bench.run(async |store| {
+            let lost = missing(store, &acknowledged).await;
+            let counts = store.recovered.rejected;
+            assert!(lost <= 1, "sector {sector}: {lost} lost, {counts:?}");
+            assert!(lost == 0 || counts.lost_frames + counts.torn_frames > 0, "sector {sector}: {counts:?}");
+            disasters += u32::from(store.recovered.by == RecoveredBy::Salvage);
+        });
+    }
+    assert!(disasters > 5, "{disasters}: the test reaches frames that count");
+}
+
+#[test]
+fn a_journal_gone_altogether_leaves_what_slots_and_footers_name() {
+    for ending in [Ending::Close, Ending::PowerCut] {
+        let (bench, acknowledged) = used(5, ending);
+        damage_journal(&bench, 0..JOURNAL_BYTES / 4096);
+        bench.run(async |store| {
+            let lost = missing(store, &acknowledged).await;
+            // After a close the newest checkpoint says it all, and nobody can tell that a journal behind it was ever there.
+            assert!(ending == Ending::PowerCut || lost == 0, "{lost} lost, {:?}", store.recovered.rejected);
+            assert!(lost < 40, "{lost} of {} lost", acknowledged.len());
+        });
+    }
+}
+
+#[test]
+fn i11_a_power_cut_at_any_write_of_a_salvage_loses_nothing_more() {
+    for cut in 1.. {
+        let (bench, acknowledged) = used(6, Ending::Close);
+        damage_slot(&bench, 0);
+        damage_slot(&bench, 1);
+        bench.world.crash_at(bench.world.changes() + cut);
+        let is_over = bench.world.run(async { bench.open().await.unwrap() }).is_ok();
+        bench.world.crash();
+        bench.run(async |store| {
+            assert_eq!(missing(store, &acknowledged).await, 0, "cut {cut}: {:?}", store.recovered);
+            assert_eq!((store.recovered.dirty.len(), store.recovered.unsure), (acknowledged.len(), 0), "cut {cut}");
+        });
+        bench.run(async |store| {
+            assert_eq!(missing(store, &acknowledged).await, 0, "cut {cut}");
+            assert_eq!(store.recovered.by, RecoveredBy::Journal);
+        });
+        if is_over {
+            assert!(cut > 20, "{cut} changes are a whole salvage");
+            break;
+        }
+    }
+}
+
+#[test]
+fn what_rots_after_its_commit_was_called_durable_is_lost_and_never_replaced_by_older_bytes() {
+    let bench = Bench::new(9, geometry());
+    let offset = bench.run(async |store| {
+        store.put("k", content(1, 5000)).await.unwrap();
+        store.put("k", content(2, 5000)).await.unwrap();
+        store.runtime.sleep(Duration::from_millis(300)).await;
+        store.store.locate(store.identity("k")).unwrap().offset
+    });
+    bench.world.flip_bit(&slab_name(0), offset + 100, 1);
+    for _ in 0..3 {
+        bench.run(async |store| {
+            assert_eq!(store.state("k"), Some(EntryState::Dirty), "it is listed");
+            assert_eq!(store.read("k").await, None, "and neither it nor what was there before is served");
+        });
+    }
+}
+
+#[test]
+fn quarantine_survives_a_restart_and_a_checkpoint_and_ends_with_a_probe() {
+    let bench = Bench::new(12, geometry());
+    bench.run(async |store| {
+        store.put("good", content(1, 3000)).await.unwrap();
+        bench.world.set_faults(Faults { write_error: OneIn::ALWAYS, ..Faults::default() });
+        assert!(store.put("bad", content(2, 3000)).await.is_err());
+        bench.world.set_faults(Faults::default());
+        store.put("next", content(3, 3000)).await.unwrap();
+    });
+    for life in 0..3 {
+        bench.run(async |store| {
+            assert_eq!((store.recovered.quarantined, store.store.stats().regions_quarantined), (1, 1), "life {life}");
+            assert_eq!(store.read("good").await, Some(content(1, 3000)), "what was good is served");
+            if life == 1 {
+                store.store.checkpoint().await.unwrap();
+                store.store.checkpoint().await.unwrap();
+            }
+        });
+    }
+    bench.run(async |store| {
+        store.runtime.sleep(Duration::from_secs(400)).await;
+        assert_eq!(store.store.stats().regions_quarantined, 1, "a dirty block lies there");
+        store.store.flushed(store.identity("good"), store.generation("good").unwrap());
+        store.runtime.sleep(Duration::from_secs(400)).await;
+        assert_eq!(store.store.stats().regions_quarantined, 0, "the probe succeeded");
+        for n in 0..200 {
+            let filled = store.fill(&format!("f{n}"), content(n, 9000), Validity::default(), Commit::Lazy);
+            filled.await.unwrap();
+        }
+        store.put("last", content(4, 100)).await.unwrap();
+    });
+    bench.run(async |store| assert_eq!(store.recovered.quarantined, 0, "its next opening ended it durably"));
+}
+
+fn refused(bench: &Bench, node: NodeIdentity) -> String {
+    match bench.open_as(node) {
+        Err(error @ StoreError::Foreign { .. }) => error.to_string(),
+        other => panic!("a foreign slab is refused, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_foreign_slab_is_refused_by_one_line_that_names_it_and_the_fix() {
+    let bench = Bench::new(1, geometry());
+    bench.run(async |store| assert!(store.put("k", content(1, 100)).await.is_ok()));
+    let other = refused(&bench, NodeIdentity { node: 1, ..node() });
+    assert!(other.contains("shard-000.slab belongs to another node; give"), "{other}");
+    let other = refused(&bench, NodeIdentity { shard_count: 3, ..node() });
+    assert!(other.contains("shard-000.slab is shard 0 of 1") && other.contains("fixed at format"), "{other}");
+    for copy in 0..2 {
+        bench.world.flip_bit(&slab_name(0), copy * 4096 + 8, 3);
+    }
+    let version = refused(&bench, node());
+    assert!(version.contains("shard-000.slab: slab format 9") && version.contains("drain and format"), "{version}");
+    assert!(!version.contains('\n'));
+}
+
+#[test]
+fn a_truncated_slab_is_refused_and_left_as_it_is() {
+    let bench = Bench::new(2, geometry());
+    bench.run(async |store| assert!(store.put("k", content(1, 100)).await.is_ok()));
+    bench.world.block_on(async {
+        let disk = bench.world.disk();
+        let superblocks = disk.open(&slab_name(0), OpenMode::Read).await.unwrap().read(0, 8192).await.unwrap();
+        let cut = disk.open(&slab_name(0), OpenMode::Replace(1 << 20)).await.unwrap();
+        let mut buf = disk.buffer(8192).await;
+        buf.copy_from_slice(&superblocks);
+        cut.write(0, buf).await.unwrap();
+        cut.sync().await.unwrap();
+    });
+    let cut = refused(&bench, node());
+    assert!(cut.contains("shard-000.slab is shorter") && cut.contains("restore it or format"), "{cut}");
+}
