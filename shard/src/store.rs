@@ -265,7 +265,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         // No footer's note speaks of this generation until it is decided.
         let undecided = matches!(mode, PutMode::Dirty(_)).then(|| Undecided::begin(&self.core, block.generation));
         let decided = self.core.place(Draft { put, frames: block.frames, mode }).await?;
-        undecided.into_iter().for_each(Undecided::is_queued);
+        undecided.into_iter().for_each(Undecided::queued);
         decided.await.unwrap_or(Err(StoreError::Closing))
     }
 

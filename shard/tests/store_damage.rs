@@ -180,7 +180,8 @@ fn every_combination_of_damage_opens_and_takes_nothing_older_for_the_newest() {
             let lost = missing(store, &acknowledged).await;
             assert_eq!(recovered.rejected.superblocks, u64::from(hit(5)), "{mask:07b}");
             let journal_hit = hit(2) || hit(3) || hit(4);
-            if !journal_hit && !(hit(6) && hit(0) && hit(1)) {
+            let slots_and_footers_hit = hit(6) && hit(0) && hit(1);
+            if !journal_hit && !slots_and_footers_hit {
                 assert_eq!(lost, 0, "{mask:07b}: {recovered:?}");
             }
             let counts = recovered.rejected;

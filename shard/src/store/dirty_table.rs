@@ -70,13 +70,13 @@ impl DirtyTable {
         self.undecided.remove(&generation);
     }
 
-    /// What is dirty now; frame `sequence` is the last one whose records are published.
+    /// What is dirty now; frame `sequence` is the last one whose records are published, `durable` the last that is surely so.
     #[must_use]
-    pub fn note(&self, sequence: u64, next_generation: Generation) -> DirtyNote {
+    pub fn note(&self, sequence: u64, durable: u64, next_generation: Generation) -> DirtyNote {
         let horizon = self.undecided.first().copied().unwrap_or(next_generation).min(next_generation);
         let mut dirty: Vec<Generation> = self.generations.range(..horizon).take(NOTED_MAX + 1).copied().collect();
         let below = if dirty.len() > NOTED_MAX { dirty.pop().unwrap_or(horizon) } else { horizon };
-        DirtyNote { sequence, next_generation, below, dirty }
+        DirtyNote { sequence, durable, next_generation, below, dirty }
     }
 }
 
@@ -103,7 +103,7 @@ mod tests {
     fn a_note_names_everything_dirty_below_its_bound() {
         let mut table = table(5);
         table.remove(&Identity(4));
-        let note = table.note(7, Generation(100));
+        let note = table.note(7, 6, Generation(100));
         assert_eq!((note.sequence, note.below), (7, Generation(100)));
         assert_eq!(note.dirty, [0, 2, 6, 8].map(Generation));
     }
@@ -112,14 +112,14 @@ mod tests {
     fn a_note_says_nothing_of_what_is_undecided_or_newer() {
         let mut table = table(5);
         table.begin(Generation(7));
-        assert_eq!(table.note(1, Generation(100)).below, Generation(7));
+        assert_eq!(table.note(1, 1, Generation(100)).below, Generation(7));
         table.decided(Generation(7));
-        assert_eq!(table.note(1, Generation(100)).below, Generation(100));
+        assert_eq!(table.note(1, 1, Generation(100)).below, Generation(100));
     }
 
     #[test]
     fn a_note_of_very_many_stops_where_its_list_is_full() {
-        let note = table(NOTED_MAX as u64 + 10).note(1, Generation(1 << 20));
+        let note = table(NOTED_MAX as u64 + 10).note(1, 1, Generation(1 << 20));
         assert_eq!(note.dirty.len(), NOTED_MAX);
         assert_eq!(note.below, Generation(2 * NOTED_MAX as u64));
     }

@@ -108,8 +108,8 @@ impl<'a> Evidence<'a> {
         note: Option<DirtyNote>,
         (complete_from, last): (u64, u64),
     ) -> Evidence<'a> {
-        // A note that was taken behind the last readable frame proves that frames are missing there.
-        let is_cut = note.as_ref().is_some_and(|note| note.sequence > last);
+        // A note that calls a frame behind the last readable one durable proves that frames are missing there.
+        let is_cut = note.as_ref().is_some_and(|note| note.durable > last);
         Evidence {
             superblock,
             node,

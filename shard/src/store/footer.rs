@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  ├ payloads … ┼ (unused) ┼ footer frame 1 ┼ … ┼ footer frame n ┼ trailer: one sector ┤ region's end
-//!  trailer's payload:  bytes of all footer frames 8 │ dirty lines 8 │ note: sequence 8 │ next generation 8 │ below 8 │ dirty generations 8 × n
+//!  trailer's payload:  bytes of all footer frames 8 │ dirty lines 8 │ note: sequence 8 │ durable 8 │ next generation 8 │ below 8 │ dirty generations 8 × n
 //! ```
 //! The frames chain from the region's epoch, so a footer of an earlier epoch never passes. They hold the puts of the region
 //! and, in regions of the dirty stream, tombstones that were acknowledged meanwhile: those have no place of their own. The
@@ -20,7 +20,7 @@ use crate::key::Generation;
 
 /// So many dirty generations fit into a trailer beside its fixed fields, which keeps it one sector.
 pub const NOTED_MAX: usize = (SECTOR_BYTES - FRAME_HEADER_BYTES - NOTE_FIXED_BYTES) / 8;
-const NOTE_FIXED_BYTES: usize = 40;
+const NOTE_FIXED_BYTES: usize = 48;
 
 /// What was dirty when a region was sealed. Whatever has a generation below `below` and is not listed was confirmed by the
 /// origin or superseded by then, for ever.
@@ -28,6 +28,8 @@ const NOTE_FIXED_BYTES: usize = 40;
 pub struct DirtyNote {
     /// The last journal frame whose records were published.
     pub sequence: u64,
+    /// The last journal frame that was surely durable: a journal that ends before it is damaged, not cut off.
+    pub durable: u64,
     /// The sequence of generations was at this number.
     pub next_generation: Generation,
     /// The bound.
@@ -78,7 +80,7 @@ pub struct Footer {
 impl Trailer {
     fn encode(frames_bytes: u64, dirty_count: u64, note: &DirtyNote) -> Vec<u8> {
         assert!(note.dirty.len() <= NOTED_MAX && note.dirty.is_sorted(), "a note fits into its sector");
-        let fixed = [frames_bytes, dirty_count, note.sequence, note.next_generation.0, note.below.0];
+        let fixed = [frames_bytes, dirty_count, note.sequence, note.durable, note.next_generation.0, note.below.0];
         let fields = fixed.into_iter().chain(note.dirty.iter().map(|generation| generation.0));
         fields.flat_map(u64::to_le_bytes).collect()
     }
@@ -91,15 +93,15 @@ impl Trailer {
         let mut fields = fields.iter().map(|field| u64::from_le_bytes(*field));
         let frames_bytes = fields.next().filter(|bytes| bytes.is_multiple_of(SECTOR_BYTES as u64))?;
         let dirty_count = fields.next()?;
-        let (sequence, next_generation, below) =
-            (fields.next()?, Generation(fields.next()?), Generation(fields.next()?));
+        let (sequence, durable) = (fields.next()?, fields.next()?);
+        let (next_generation, below) = (Generation(fields.next()?), Generation(fields.next()?));
         let dirty: Vec<Generation> = fields.map(Generation).collect();
         let is_possible = rest.is_empty()
             && frame.head.record_count == 0
             && next_generation.0 < 1 << 48
             && dirty.is_sorted()
             && dirty.last().is_none_or(|newest| *newest < below);
-        let note = DirtyNote { sequence, next_generation, below, dirty };
+        let note = DirtyNote { sequence, durable, next_generation, below, dirty };
         let (previous_sum, sequence) = (frame.head.previous_sum, frame.head.sequence);
         is_possible.then_some(Trailer { frames_bytes, dirty_count, note, previous_sum, sequence })
     }
@@ -298,7 +300,7 @@ mod tests {
 
     fn note(dirty: &[u64]) -> DirtyNote {
         let dirty = dirty.iter().copied().map(Generation).collect();
-        DirtyNote { sequence: 9, next_generation: Generation(1000), below: Generation(900), dirty }
+        DirtyNote { sequence: 9, durable: 8, next_generation: Generation(1000), below: Generation(900), dirty }
     }
 
     #[test]

@@ -16,6 +16,7 @@ use super::append::{Launch, OpenRegion};
 use super::commit::{Change, Decided, Item, encoded};
 use super::entry::Place;
 use super::footer::DirtyNote;
+use super::journal::Journal;
 use super::publish::PutMode;
 use super::record::{PutRecord, Record};
 use super::regions::{RegionState, StreamKind};
@@ -207,7 +208,8 @@ impl State {
 
     /// What is dirty now, for a footer.
     fn note(&self) -> DirtyNote {
-        self.dirty.note(self.journal.published.chain.sequence - 1, Generation(self.next_generation))
+        let Journal { published, synced_through, .. } = &self.journal;
+        self.dirty.note(published.chain.sequence - 1, *synced_through, Generation(self.next_generation))
     }
 
     /// Takes the open region of a stream, to be sealed.

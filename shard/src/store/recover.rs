@@ -128,7 +128,7 @@ async fn ends_early<F: forebay_io::DiskFile>(
     for region in 1..=u64::from(superblock.region_count) {
         let region_end = superblock.regions_at() + region * superblock.region_bytes;
         let trailer = footer::read_trailer(slab, superblock.store_id, region_end).await?;
-        if trailer.is_some_and(|trailer| trailer.note.sequence >= next_sequence) {
+        if trailer.is_some_and(|trailer| trailer.note.durable >= next_sequence) {
             return Ok(true);
         }
     }

@@ -208,7 +208,7 @@ impl<D: Disk, R: Runtime> Undecided<D, R> {
     }
 
     /// It has its place, and its commit will decide it.
-    pub fn is_queued(mut self) {
+    pub fn queued(mut self) {
         self.is_queued = true;
     }
 }

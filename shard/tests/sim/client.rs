@@ -314,7 +314,10 @@ fn put_words(done: &PutDone) -> &'static str {
             DeclinedReason::DirtyFull => "put: declined, too much is dirty",
             DeclinedReason::DiskFull => "put: declined, the disk is full",
             DeclinedReason::DiskFault => "put: declined, the disk failed",
-            DeclinedReason::FillsFull | DeclinedReason::QueueFull | DeclinedReason::Stopping => "put: declined",
+            DeclinedReason::FillsFull
+            | DeclinedReason::QueueFull
+            | DeclinedReason::Stopping
+            | DeclinedReason::Unsettled => "put: declined",
         },
         PutDone::Failed(_) => "put: failed",
     }
