@@ -24,7 +24,7 @@ pub const SUPERBLOCK_BYTES: usize = size_of::<Layout>();
 /// Both copies; the journal begins here.
 pub const SUPERBLOCKS_BYTES: usize = 2 * SUPERBLOCK_BYTES;
 /// The version of everything on disk.
-pub const FORMAT_VERSION: u32 = 1;
+pub const FORMAT_VERSION: u32 = 2;
 
 const MAGIC: [u8; 8] = *b"FOREBAY0";
 const SUM_AT: usize = offset_of!(Layout, sum);

@@ -45,6 +45,8 @@ canaries! {
     PinsIgnored = "pins-ignored" breaks "I7";
     /// A region takes bytes before the record of its opening, behind all that emptied it, is durable.
     RegionReusedEarly = "region-reused-early" breaks "I1";
+    /// The prober rewrites a quarantined region whose emptiness is not durable: recovery finds its evicted blocks again.
+    ProbeForgetsEpoch = "probe-forgets-epoch" breaks "I1";
     /// What is read from disk is not compared with its checksum.
     SkipChecksum = "skip-checksum" breaks "I8";
     /// The end of a fill is sent before its digest was compared.

@@ -174,3 +174,27 @@ fn i11_an_unfinished_checkpoint_of_a_journal_that_was_taken_back_keeps_nobody_fr
     }
     assert!(cuts > 400, "{cuts} cuts are all of a checkpoint");
 }
+
+#[test]
+fn i1_what_was_evicted_from_a_quarantined_region_does_not_come_back_over_the_bytes_of_a_probe() {
+    let bench = Bench::new(1, bench::geometry());
+    bench.run(async |store| {
+        store.put("flushed", content(1, 9_000)).await.unwrap();
+        store.store.flushed(store.identity("flushed"), store.generation("flushed").unwrap());
+        bench.world.set_faults(Faults { write_error: OneIn::ALWAYS, ..Faults::default() });
+        assert!(store.put("failed", content(2, 9_000)).await.is_err());
+        bench.world.set_faults(Faults::default());
+        assert_eq!(store.store.stats().regions_quarantined, 1);
+        for _ in 0..400 {
+            store.runtime.sleep(Duration::from_secs(1)).await;
+        }
+        assert_eq!(store.store.stats().regions_quarantined, 0, "the probe rewrote the region");
+    });
+    // Nobody has opened the region since: the journal still tells of a block in it.
+    bench.run(async |store| {
+        assert_eq!(store.store.locate(store.identity("flushed")).map(|located| located.offset), None);
+        assert_eq!(store.recovered.entries, 0);
+        store.put("next", content(3, 9_000)).await.unwrap();
+        assert_eq!(store.read("next").await, Some(content(3, 9_000)));
+    });
+}

@@ -329,7 +329,7 @@ fn a_foreign_slab_is_refused_by_one_line_that_names_it_and_the_fix() {
         bench.world.flip_bit(&slab_name(0), copy * 4096 + 8, 3);
     }
     let version = refused(&bench, node());
-    assert!(version.contains("shard-000.slab: slab format 9") && version.contains("drain and format"), "{version}");
+    assert!(version.contains("shard-000.slab: slab format 10") && version.contains("drain and format"), "{version}");
     assert!(!version.contains('\n'));
 }
 

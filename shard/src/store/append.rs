@@ -12,7 +12,7 @@ use bytes::Bytes;
 use event_listener::Event;
 use forebay_io::units::{SECTOR_BYTES, sectors_up};
 use forebay_io::{Disk, DiskFile, IoError};
-use futures::future::try_join_all;
+use futures::future::join_all;
 
 use super::footer::FooterBuilder;
 use super::regions::{Epoch, footprint, place_after};
@@ -152,7 +152,8 @@ impl OpenRegion {
 }
 
 impl Launch {
-    /// Writes the batch at `region_at`, the region's offset in the slab, in buffers of at most 1 MiB.
+    /// Writes the batch at `region_at`, the region's offset in the slab, in buffers of at most 1 MiB. When it returns, no
+    /// write is under way any more, whether one failed or not (I1).
     ///
     /// # Errors
     /// The first that failed.
@@ -164,7 +165,7 @@ impl Launch {
             self.copy(start, end, &mut buf);
             slab.write(region_at + start, buf).await
         });
-        try_join_all(writes).await.map(|_| ())
+        join_all(writes).await.into_iter().collect()
     }
 
     /// Copies what lies in `start..end` of the region.
@@ -188,8 +189,10 @@ impl Launch {
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
 mod tests {
-    use forebay_io::sim::SimWorld;
-    use forebay_io::{Disk, OpenMode};
+    use std::time::Duration;
+
+    use forebay_io::sim::{Faults, Latency, OneIn, SimWorld};
+    use forebay_io::{Disk, OpenMode, Runtime};
 
     use super::*;
 
@@ -221,6 +224,32 @@ mod tests {
                 assert!(bytes[offset as usize..offset as usize + content.len()] == content[..], "at {offset}");
             }
         });
+    }
+
+    #[test]
+    fn i1_a_batch_that_failed_writes_nothing_afterwards() {
+        let mut failed = 0;
+        for seed in 0..40 {
+            let world = SimWorld::new(seed);
+            let disk = world.disk();
+            world.set_latency(Latency { write_us: 10..20_000, ..Latency::default() });
+            failed += world.block_on(async {
+                let slab = disk.open("s", OpenMode::Create(8 << 20)).await.unwrap();
+                let mut region = open();
+                push(&mut region, &vec![1; 3 << 20], 1 << 20);
+                world.set_faults(Faults { write_error: OneIn(3), ..Faults::default() });
+                let written = region.seal_batch().unwrap().write(&disk, &slab, 0).await;
+                world.set_faults(Faults::default());
+                for at in (0..3 << 20).step_by(1 << 20) {
+                    slab.write(at, disk.buffer(1 << 20).await).await.unwrap();
+                }
+                world.runtime().sleep(Duration::from_secs(1)).await;
+                let bytes = slab.read(0, 3 << 20).await.unwrap();
+                assert!(bytes.iter().all(|byte| *byte == 0), "seed {seed}: a write landed late");
+                u32::from(written.is_err())
+            });
+        }
+        assert!(failed > 10, "{failed} batches failed");
     }
 
     #[test]

@@ -123,7 +123,7 @@ impl State {
                 faults.push(Fault::any(format!("the account of region {number} is not {live:?}: {region:?}")));
             }
             let is_free = matches!(region.state, RegionState::Free | RegionState::Opening);
-            if is_free && (region.live > 0 || region.pins > 0 || region.uncommitted > 0) {
+            if is_free && !region.holds_nothing() {
                 faults.push(Fault::any(format!("I1, I7: region {number} is free and holds something: {region:?}")));
             }
         }

@@ -76,6 +76,13 @@ pub enum Change {
         /// For whom.
         stream: StreamKind,
     },
+    /// A quarantined region was emptied.
+    Emptied {
+        /// Which.
+        region: u32,
+        /// Its new epoch.
+        epoch: Epoch,
+    },
 }
 
 impl Item {
@@ -328,6 +335,10 @@ impl State {
             Change::Applied => true,
             Change::RegionOpen { region, epoch, stream } => {
                 self.open_region(*region, *epoch, *stream, region_bytes);
+                true
+            }
+            Change::Emptied { region, epoch } => {
+                self.regions.emptied(*region, *epoch);
                 true
             }
         };

@@ -158,10 +158,12 @@ impl<'a> Evidence<'a> {
             Record::RegionOpen { region, epoch, .. } if *region < self.superblock.region_count => {
                 self.opened(*region, *epoch);
             }
-            Record::RegionOpen { .. } => self.malformed += 1,
-            Record::Quarantined { region, epoch } => {
-                self.quarantined.insert(*region, *epoch);
+            Record::Quarantined { region, epoch } if *region < self.superblock.region_count => {
+                self.opened(*region, *epoch);
+                let known = self.quarantined.entry(*region).or_insert(*epoch);
+                *known = (*epoch).max(*known);
             }
+            Record::RegionOpen { .. } | Record::Quarantined { .. } => self.malformed += 1,
             Record::Flushed { generation, .. } => {
                 self.generations.insert(*generation);
                 self.saw(*generation);

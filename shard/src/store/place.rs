@@ -169,10 +169,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let mut state = self.state.borrow_mut();
         let region = state.regions.at_mut(full.region);
         assert_eq!(region.epoch, full.epoch, "I1: a region is not reused while it is being sealed");
+        region.is_footer_due = false;
         if region.state == RegionState::Sealing {
             region.state = RegionState::Sealed;
         }
         self.signals.reclaim.notify(1);
+        self.signals.quarantine.notify(1);
     }
 }
 
@@ -215,7 +217,8 @@ impl State {
     /// Takes the open region of a stream, to be sealed.
     pub fn take_full(&mut self, kind: StreamKind) -> Option<OpenRegion> {
         let full = self.stream(kind).open.take()?;
-        self.regions.at_mut(full.region).state = RegionState::Sealing;
+        let region = self.regions.at_mut(full.region);
+        (region.state, region.is_footer_due) = (RegionState::Sealing, true);
         Some(full)
     }
 }

@@ -1,9 +1,11 @@
 //! Quarantine: regions out of use because a write failed or a dirty block rotted there, and their way back.
 //!
 //! A quarantined region keeps its good records served. That it is quarantined is journaled and stands in checkpoints, so a
-//! restart does not forget it. The prober, one task, rewrites an emptied region from end to end and reads it back; if both
-//! succeed it is free again, and the `RegionOpen` of its next use ends the quarantine durably. A region that holds a rotten
-//! dirty block never comes back before that block is dealt with (I4).
+//! restart does not forget it. The prober, one task, empties such a region of what is clean, makes durable that it is empty
+//! (by a new epoch: nobody journals an eviction, and a recovery would find the records again, over bytes that are gone: I1),
+//! rewrites it from end to end and reads it back; if both succeed it is free again, and the `RegionOpen` of its next use
+//! ends the quarantine durably. A region that holds a rotten dirty block never comes back before that block is dealt with
+//! (I4), nor one to which something is still being written.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -11,10 +13,11 @@ use std::time::Duration;
 use forebay_io::{Disk, DiskFile, IoError, Runtime};
 use futures::future::select;
 
-use super::commit::Item;
+use super::commit::{Change, Item};
 use super::record::Record;
 use super::regions::RegionState;
 use super::state::{Core, Life};
+use crate::canary::{self, Canary};
 
 /// Between two rounds over all quarantined regions.
 pub const PROBE_EVERY: Duration = Duration::from_secs(300);
@@ -60,22 +63,15 @@ impl<D: Disk, R: Runtime> Core<D, R> {
 
     /// Empties a quarantined region of what is clean; frees it if it is empty and takes bytes again.
     async fn probe(&self, region: u32) {
-        let is_candidate = || {
+        let candidate = {
             let state = self.state.borrow();
             let at = state.regions.at(region);
-            at.state == RegionState::Quarantined && at.dirty_bytes == 0 && at.uncommitted == 0
+            let is_idle = at.dirty_bytes == 0 && at.uncommitted == 0 && !at.is_footer_due;
+            (at.state == RegionState::Quarantined && is_idle && state.life == Life::Running).then_some(at.epoch)
         };
-        if !is_candidate() || self.state.borrow().life != Life::Running {
-            return;
-        }
-        let epoch = self.state.borrow().regions.at(region).epoch;
-        let dirty = self.evict_scanning(region, epoch).await;
-        let is_empty = {
-            let state = self.state.borrow();
-            let at = state.regions.at(region);
-            dirty.is_empty() && at.live == 0 && at.pins == 0
-        };
-        if !is_empty || !is_candidate() {
+        let Some(epoch) = candidate else { return };
+        self.evict_scanning(region, epoch).await;
+        if !self.state.borrow().regions.at(region).holds_nothing() || !self.declare_empty(region).await {
             return;
         }
         match self.rewrite_region(region).await {
@@ -91,6 +87,21 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             }
             Err(error) => tracing::warn!(shard = self.superblock.shard, region, %error, "a probe failed"),
         }
+    }
+
+    /// Gives an empty quarantined region a new epoch, durably. False if the store takes no more writes.
+    async fn declare_empty(&self, region: u32) -> bool {
+        if self.state.borrow().writable().is_err() {
+            return false;
+        }
+        let epoch = self.change(|state| state.regions.draw_epoch());
+        if canary::is(Canary::ProbeForgetsEpoch) {
+            return true;
+        }
+        let record = Record::Quarantined { region, epoch };
+        let (item, decided) = Item::awaited(&record, Change::Emptied { region, epoch });
+        self.queue(item);
+        matches!(decided.await, Ok(Ok(_)))
     }
 
     /// Fills a region with a pattern. False if it reads back otherwise.

@@ -68,11 +68,12 @@ pub enum Record {
         /// The record in it, from zero.
         ordinal: u32,
     },
-    /// A write failed in the region, or a dirty block of it rotted: out of use until it opens in a later epoch.
+    /// A write failed in the region, or a dirty block of it rotted: out of use until it opens in a later epoch. In an epoch
+    /// of its own: it was emptied since, and records of earlier epochs count no more.
     Quarantined {
         /// Which region.
         region: u32,
-        /// The epoch in which it happened.
+        /// The epoch in which it is.
         epoch: Epoch,
     },
 }

@@ -62,10 +62,20 @@ pub struct Region {
     pub pins: u32,
     /// Records appended and not yet published or dropped.
     pub uncommitted: u32,
+    /// Its footer is on its way to the device.
+    pub is_footer_due: bool,
     /// Entries that point here.
     pub live: u32,
     /// Bytes that its dirty entries occupy.
     pub dirty_bytes: u64,
+}
+
+impl Region {
+    /// No entry and no reader knows of it, and nothing is being written to it (I1, I7): its bytes may be overwritten.
+    #[must_use]
+    pub fn holds_nothing(&self) -> bool {
+        self.live == 0 && self.pins == 0 && self.uncommitted == 0 && !self.is_footer_due
+    }
 }
 
 /// All regions of one slab.
@@ -78,8 +88,15 @@ impl RegionTable {
     /// Regions that were never opened.
     #[must_use]
     pub fn new(count: u32) -> RegionTable {
-        let region =
-            Region { state: RegionState::Free, epoch: Epoch(0), pins: 0, uncommitted: 0, live: 0, dirty_bytes: 0 };
+        let region = Region {
+            state: RegionState::Free,
+            epoch: Epoch(0),
+            pins: 0,
+            uncommitted: 0,
+            is_footer_due: false,
+            live: 0,
+            dirty_bytes: 0,
+        };
         RegionTable { regions: vec![region; count as usize], next_epoch: 1 }
     }
 
@@ -142,12 +159,26 @@ impl RegionTable {
     pub fn take_free(&mut self) -> Option<(u32, Epoch)> {
         let free = self.iter().filter(|(_, region)| region.state == RegionState::Free);
         let (number, _) = free.min_by_key(|(_, region)| region.epoch)?;
-        let epoch = Epoch(self.next_epoch);
-        self.next_epoch = self.next_epoch.checked_add(1).expect("2^32 openings of 64 MiB outlast any device");
+        let epoch = self.draw_epoch();
         let region = self.at_mut(number);
-        assert!(region.live == 0 && region.pins == 0 && region.uncommitted == 0, "I1, I7: a free region holds nothing");
+        assert!(region.holds_nothing(), "I1, I7: a free region holds nothing");
         region.state = RegionState::Opening;
         Some((number, epoch))
+    }
+
+    /// The next epoch.
+    pub fn draw_epoch(&mut self) -> Epoch {
+        let epoch = Epoch(self.next_epoch);
+        self.next_epoch = self.next_epoch.checked_add(1).expect("2^32 openings of 64 MiB outlast any device");
+        epoch
+    }
+
+    /// That a quarantined region is empty in this new epoch is durable: nothing of the old one will ever count again.
+    pub fn emptied(&mut self, number: u32, epoch: Epoch) {
+        let region = self.at_mut(number);
+        assert!(region.state == RegionState::Quarantined && region.holds_nothing(), "I1, I7: it was emptied");
+        assert!(region.epoch < epoch, "I1: epochs only grow");
+        region.epoch = epoch;
     }
 
     /// Its `RegionOpen` is durable.
@@ -203,8 +234,7 @@ impl RegionTable {
     /// Frees a region under reclaim that holds nothing more. True if it did.
     pub fn free_if_empty(&mut self, number: u32) -> bool {
         let region = self.at_mut(number);
-        let empty = region.live == 0 && region.pins == 0 && region.uncommitted == 0;
-        if region.state != RegionState::Reclaiming || !empty {
+        if region.state != RegionState::Reclaiming || !region.holds_nothing() {
             return false;
         }
         assert_eq!(region.dirty_bytes, 0, "I4: no dirty byte is left behind");

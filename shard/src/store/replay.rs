@@ -89,7 +89,7 @@ impl<'a> Replay<'a> {
     fn learn_epochs(&mut self) {
         for record in self.scanned.frames.iter().flat_map(|frame| &frame.records) {
             let (region, epoch) = match record {
-                Record::RegionOpen { region, epoch, .. } => (*region, *epoch),
+                Record::RegionOpen { region, epoch, .. } | Record::Quarantined { region, epoch } => (*region, *epoch),
                 // Its `RegionOpen` may be among frames that were skipped.
                 Record::Put(put) => (put.at.region, put.epoch),
                 _ => continue,
@@ -189,18 +189,18 @@ impl<'a> Replay<'a> {
                 self.saw(up_to, 1);
                 self.state.publish_remove(identity, up_to);
             }
-            Record::RegionOpen { region, epoch, .. } => {
-                if region < self.superblock.region_count {
-                    self.state.regions.recover_epoch(region, epoch);
-                } else {
-                    self.rejected.malformed += 1;
+            Record::RegionOpen { region, epoch, .. } | Record::Quarantined { region, epoch }
+                if region < self.superblock.region_count =>
+            {
+                self.state.regions.recover_epoch(region, epoch);
+                if let Record::Quarantined { .. } = record {
+                    let known = self.quarantined.entry(region).or_insert(epoch);
+                    *known = epoch.max(*known);
                 }
             }
+            Record::RegionOpen { .. } | Record::Quarantined { .. } => self.rejected.malformed += 1,
             Record::Opened { next_generation, .. } => self.saw(next_generation, 0),
             Record::Void { .. } => {}
-            Record::Quarantined { region, epoch } => {
-                self.quarantined.insert(region, epoch);
-            }
         }
     }
 
