@@ -14,7 +14,7 @@ use std::process::{Command, Stdio};
 
 use forebay::dev::s3_server::{S3Server, S3ServerOptions};
 use forebay::origin::{NameStyle, object_name};
-use forebay_shard::key::{BlockKey, shard_of};
+use forebay::placement::shard_of;
 use futures::StreamExt;
 use futures::stream;
 use rand::rngs::SmallRng;
@@ -56,8 +56,7 @@ impl Block {
 
     /// Which shard owns it, as any client computes it.
     fn shard(&self, shards: usize) -> u16 {
-        let key = BlockKey::new(self.volume.name.as_str().into(), self.key.as_str());
-        shard_of(&key, u16::try_from(shards).unwrap())
+        shard_of(&self.volume.name, &self.key, u16::try_from(shards).unwrap())
     }
 
     /// 1 B to 4 MiB, distributed evenly on a logarithmic scale; the extremes are among them.

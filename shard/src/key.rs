@@ -1,4 +1,4 @@
-//! What names a block: volume and key; its identity (keyed hash) inside one node; its shard (public hash).
+//! What names a block: volume and key, and its identity (keyed hash) inside one node.
 //!
 //! Used by everything above. Keys are parsed and bounded at the edge; equal identities are equal keys, so below the verbs
 //! only identities travel.
@@ -77,23 +77,6 @@ impl IdentityKey {
     }
 }
 
-/// The seed of the public hash that deals keys to shards. Part of the protocol: never change it.
-pub const SHARD_SEED: u64 = 0x666f_7265_6261_7901;
-
-/// The shard of `key` among `shard_count`: the high half of xxh3-64 × count (Lemire's fast range).
-/// Public and unkeyed, so that a client can compute it and connect to the owner's port.
-#[must_use]
-pub fn shard_of(key: &BlockKey, shard_count: u16) -> u16 {
-    assert!(shard_count > 0, "a node has at least one shard");
-    let mut hasher = twox_hash::xxhash3_64::Hasher::with_seed(SHARD_SEED);
-    Hasher::write(&mut hasher, key.volume.as_bytes());
-    Hasher::write(&mut hasher, &[0]);
-    Hasher::write(&mut hasher, key.key.as_bytes());
-    let hash = Hasher::finish(&hasher);
-    let shard = (u128::from(hash) * u128::from(shard_count)) >> 64;
-    u16::try_from(shard).expect("the product's high half is below the count")
-}
-
 /// A number from the shard's one ever-growing sequence; it orders puts, deletes, fills and flushes of that shard.
 /// 48 bits: 2^48 at a million operations a second last nine years.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
@@ -105,22 +88,6 @@ mod tests {
 
     fn key(volume: &str, name: &str) -> BlockKey {
         BlockKey::new(volume.into(), name)
-    }
-
-    #[test]
-    fn the_shard_hash_is_the_published_one() {
-        let bytes = b"demo-back\0a/b";
-        assert_eq!(
-            u64::from(shard_of(&key("demo-back", "a/b"), 4)),
-            ((u128::from(twox_hash::XxHash3_64::oneshot_with_seed(SHARD_SEED, bytes)) * 4) >> 64) as u64
-        );
-    }
-
-    #[test]
-    fn shards_share_keys_evenly() {
-        let mut counts = [0u32; 4];
-        (0..40_000).for_each(|n| counts[usize::from(shard_of(&key("v", &format!("k{n}")), 4))] += 1);
-        assert!(counts.iter().all(|count| (9_600..10_400).contains(count)), "{counts:?}");
     }
 
     #[test]

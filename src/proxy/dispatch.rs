@@ -13,7 +13,7 @@ use bytes::Bytes;
 use forebay_io::{Disk, Runtime};
 use forebay_shard::dirty::DirtyItem;
 use forebay_shard::flush::FlushReport;
-use forebay_shard::key::{BlockKey, Generation, shard_of};
+use forebay_shard::key::{BlockKey, Generation};
 use forebay_shard::origin::{Etag, Origin};
 use forebay_shard::outcome::{Declined, DeclinedReason, Got, Headed, Located, Pin, Put, PutDone, Removed};
 use forebay_shard::shard::Shard;
@@ -21,6 +21,7 @@ use forebay_shard::stats::ShardStats;
 use futures::channel::oneshot;
 
 use crate::mailbox::{Receiver, Refused, Sender, mailbox};
+use crate::placement::shard_of;
 use crate::proxy::heartbeat::{Heartbeat, InFlight};
 use crate::proxy::report::{self, CoreReport};
 
@@ -309,7 +310,7 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
     }
 
     fn owner(&self, key: &BlockKey) -> u16 {
-        shard_of(key, self.shard_count())
+        shard_of(&key.volume, &key.key, self.shard_count())
     }
 
     /// The shard, if it is this core's; such a call is counted as local.

@@ -3,8 +3,9 @@
 //! Rendered once, when the ports are bound; it never changes while the node runs.
 
 use bytes::Bytes;
-use forebay_shard::key::SHARD_SEED;
 use serde::Serialize;
+
+use crate::placement::SHARD_SEED;
 
 /// What the node is called and where it listens.
 #[derive(Debug, Clone, Serialize)]
