@@ -1,4 +1,4 @@
-//! `forebay-bench`: load, loading of keys, and comparisons with other caches.
+//! `forebay-bench`: load, loading of keys, comparisons with other caches, and traces through cache policies.
 //!
 //! Drives servers through their public protocol only, nginx and cachey with the same code as Forebay. Results go to
 //! stdout, remarks to stderr; exit 0 ok, 1 failed, 2 wrong usage.
@@ -10,6 +10,7 @@ mod get;
 mod load;
 mod peers;
 mod put;
+mod replay;
 mod report;
 mod response;
 mod target;
@@ -41,6 +42,8 @@ enum Command {
     Fill(put::Fill),
     /// Measure Forebay, nginx, cachey and the null server in one run, interleaved
     Compare(compare::Compare),
+    /// Run a trace through cache policies: misses and bytes written, Forebay's beside those of the papers
+    Replay(replay::Replay),
 }
 
 fn main() -> ExitCode {
@@ -49,6 +52,7 @@ fn main() -> ExitCode {
         Command::Put(put) => put.run(),
         Command::Fill(fill) => fill.run(),
         Command::Compare(compare) => compare.run(),
+        Command::Replay(replay) => replay.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

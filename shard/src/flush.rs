@@ -261,7 +261,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// The verified bytes of a dirty block: from memory if they are there, else from disk. `None`: not now.
     async fn dirty_body(&self, record: &Rc<DirtyRecord>) -> Option<Bytes> {
         let DirtyKind::Block { digest, .. } = record.kind else { panic!("a tombstone has no bytes") };
-        let in_memory = self.inner.memory.borrow_mut().look_up(record.identity);
+        let in_memory = self.inner.memory.borrow().peek(record.identity);
         if let Some((hit, generation)) = in_memory
             && generation == record.generation
         {

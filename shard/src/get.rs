@@ -177,7 +177,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let inner = &self.inner;
         match inner.dirty.record(identity) {
             Some(record) if record.generation == generation => {
-                if let Some((hit, _)) = inner.memory.borrow_mut().look_up(identity) {
+                if let Some((hit, _)) = inner.memory.borrow().peek(identity) {
                     // Whole and right in memory: write it again before it is evicted there.
                     self.spawn(self.clone().rewrite(record, hit.body));
                     return;

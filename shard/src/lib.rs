@@ -19,6 +19,7 @@ mod keylock;
 mod memory;
 pub mod origin;
 pub mod outcome;
+pub mod policy;
 mod put;
 pub mod read;
 mod remove;
