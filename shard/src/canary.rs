@@ -77,6 +77,12 @@ canaries! {
     GenerationReused = "generation-reused" breaks "I13";
     /// A relocation takes the place of whatever its key holds by now.
     RelocationOverNewer = "relocation-over-newer" breaks "I13";
+    /// After a failed sync writes go on as if nothing were in doubt.
+    DoubtReturns = "doubt-returns" breaks "I11";
+    /// A delete that passes an offline disk by leaves no trace on it.
+    OfflineForgetsInvalidations = "offline-forgets-invalidations" breaks "I13";
+    /// An offline disk answers for a dirty key with what the origin has.
+    OfflineServesOrigin = "offline-serves-origin" breaks "P3";
     /// The memory tier keeps a block that is being deleted.
     MemorySurvivesDelete = "memory-survives-delete" breaks "P1";
     /// A tombstone that the origin confirmed goes without a durable record, and comes back after a crash.

@@ -6,6 +6,8 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+pub use crate::health::HealthLimits;
+
 /// Limits and budgets of one shard. All sizes are bytes.
 #[derive(Debug, Clone)]
 pub struct ShardConfig {
@@ -27,6 +29,8 @@ pub struct ShardConfig {
     pub commit_delay: Duration,
     /// Fills in progress, at most.
     pub fills_max: usize,
+    /// When a disk counts as bad, and as good again.
+    pub health: HealthLimits,
 }
 
 /// Whether `disk` durability means stable storage.

@@ -176,6 +176,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Appends a block that the origin has; that it can't be kept is no error of anybody's request.
     pub(crate) async fn append_clean(&self, block: NewBlock) {
         let counters = &self.inner.counters;
+        if !self.admits_to_disk() {
+            counters.not_admitted.one();
+            return;
+        }
         match self.inner.store.append(block).await {
             Ok(Appended::Published) => counters.fills_published.one(),
             Ok(Appended::Invalidated) => counters.fills_invalidated.one(),
@@ -192,6 +196,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let len_bytes: usize = frames.iter().map(Bytes::len).sum();
         let generation = self.inner.store.next_generation();
         self.remember(identity, generation, &frames, etag.clone());
+        if !self.admits_to_disk() {
+            self.inner.counters.not_admitted.one();
+            return;
+        }
         let Some(reservation) = self.inner.fills.budget().reserve(len_bytes as u64) else {
             self.inner.counters.appends_failed.one();
             return;

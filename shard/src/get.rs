@@ -10,7 +10,9 @@ use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::{Disk, Runtime};
 
+use crate::canary::{self, Canary};
 use crate::dirty::{Finished, Standing, Withheld};
+use crate::health::Event;
 use crate::key::{BlockKey, Generation, Identity};
 use crate::memory::contiguous;
 use crate::origin::{Etag, Origin};
@@ -38,6 +40,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Some(Withheld::Unsure) => return Got::Declined(self.decline(DeclinedReason::Unsettled)),
             None => {}
         }
+        if self.is_disk_offline() {
+            return self.pass_the_disk_by(key, identity).await;
+        }
         if let Some(located) = self.inner.store.locate(identity) {
             counters.hits_disk.one();
             counters.bytes_hit_disk.add(u64::from(located.len_bytes));
@@ -47,6 +52,26 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             counters.absent.one();
             return Got::Absent;
         }
+        self.fill(key, identity).await
+    }
+
+    /// The disk is offline: the origin answers, but never for a key that is dirty here, of which it may have something
+    /// older, or nothing (promise 3).
+    async fn pass_the_disk_by(&self, key: &BlockKey, identity: Identity) -> Got {
+        let counters = &self.inner.counters;
+        let is_dirty = match self.inner.store.find(identity) {
+            Some(Found::Tombstone { .. }) => {
+                counters.absent.one();
+                return Got::Absent;
+            }
+            Some(Found::Block { state, .. }) => state == EntryState::Dirty,
+            None => false,
+        };
+        if is_dirty && !canary::is(Canary::OfflineServesOrigin) {
+            counters.withheld.one();
+            return Got::Declined(self.decline(DeclinedReason::DiskFault));
+        }
+        counters.passed_by.one();
         self.fill(key, identity).await
     }
 
@@ -70,7 +95,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         }
     }
 
-    /// A reader found that the bytes on disk are not those of the record. A clean entry is dropped, so that the next
+    /// A reader found that the bytes on disk are not those of the record, or could not read them. A clean entry is dropped, so that the next
     /// [`Shard::get`] of the same request repairs it from the origin. A dirty one is read once more; if it is rotten
     /// indeed, it is written again from the memory tier where that has it, else it is lost: kept, listed, neither
     /// served nor uploaded nor replaced by older bytes.
@@ -78,7 +103,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let identity = self.identity(key);
         match self.inner.store.find(identity) {
             Some(Found::Block { generation: current, state, .. }) if current == generation => match state {
-                EntryState::Clean => self.drop_rotten(key, identity, generation),
+                EntryState::Clean => {
+                    self.inner.health.saw(Event::Rot);
+                    self.drop_rotten(key, identity, generation);
+                }
                 // This read reports what it finds.
                 EntryState::Dirty => drop(self.read_verified(key, identity).await),
             },
@@ -101,6 +129,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Ok(Known::Lost(_)) => Headed::Lost,
             // Only clean blocks are read to be known, and a disk that fails is no reason to fail what the origin knows.
             Ok(Known::Nothing) | Err(_) => self.head_origin(key, identity).await,
+            Ok(Known::Unread) => {
+                self.inner.counters.passed_by.one();
+                self.head_origin(key, identity).await
+            }
         }
     }
 
@@ -145,6 +177,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Some(Found::Block { len_bytes, state, etag: Some(etag), .. }) => {
                 Ok(Known::Block { len_bytes, etag, state })
             }
+            Some(Found::Block { etag: None, .. }) if self.is_disk_offline() => Ok(Known::Unread),
             Some(Found::Block { len_bytes, state, etag: None, .. }) => match self.read_verified(key, identity).await? {
                 Some(body) => Ok(Known::Block { len_bytes, etag: Etag::Digest(Digest::of(&body)), state }),
                 None => Ok(Known::Nothing),
@@ -165,6 +198,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Ok(body) => Ok(Some(body)),
             Err(ReadError::Rot { piece_index }) => {
                 tracing::error!(volume = %key.volume, key = %key.key, piece_index, "a block rotted on disk");
+                self.inner.health.saw(Event::Rot);
                 self.drop_rotten(key, identity, located.generation);
                 Ok(None)
             }
@@ -222,6 +256,8 @@ pub(crate) enum Known {
     Nothing,
     /// It was deleted; the origin does not know yet.
     Tombstone,
+    /// It is here, clean, on a disk that is offline: only its bytes would tell its ETag.
+    Unread,
     /// It is here.
     Block { len_bytes: u32, etag: Etag, state: EntryState },
     /// It was here, dirty, and rotted.

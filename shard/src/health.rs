@@ -10,8 +10,15 @@ use std::time::Duration;
 
 use forebay_io::Nanos;
 
+mod healer;
+mod monitor;
+mod watched;
 mod window;
 
+pub use self::healer::probe_name;
+pub(crate) use self::monitor::Monitor;
+pub use self::monitor::{HealthCounts, HealthReport};
+pub(crate) use self::watched::WatchedDisk;
 use self::window::Window;
 
 #[cfg(test)]

@@ -82,6 +82,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 Some(done) => done,
                 None => self.put_new(put, identity, volume, durability).await,
             },
+            Ok(Known::Unread) => self.put_over_unread(put, identity, volume, durability).await,
             Ok(Known::Tombstone) => match put.condition {
                 Condition::Matches(_) => PutDone::PreconditionFailed,
                 Condition::Any | Condition::Absent => self.put_new(put, identity, volume, durability).await,
@@ -101,6 +102,24 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 }
             }
         }
+    }
+
+    /// The disk is offline, and on it lies a clean block of this key that can't be compared. The origin settles what the key
+    /// holds, and what is on the disk goes first, durably: should the origin not have it any more, it must not come back.
+    async fn put_over_unread(
+        &self,
+        put: &Put,
+        identity: Identity,
+        volume: &VolumeConfig,
+        durability: Durability,
+    ) -> PutDone {
+        if let Some(done) = self.check_unknown(put).await {
+            return done;
+        }
+        if let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+            return PutDone::Declined(self.decline_for(&error));
+        }
+        self.put_new(put, identity, volume, durability).await
     }
 
     /// A key this shard knows nothing of. Without a condition the origin's answer to the conditional store will settle
@@ -138,7 +157,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if state == EntryState::Clean {
             return PutDone::Unchanged(Durability::Origin);
         }
-        if durability == Durability::Disk {
+        // On a disk that is not well nothing is promised once more: the origin gets it now.
+        if durability == Durability::Disk && self.admits_to_disk() {
             return PutDone::Unchanged(Durability::Disk);
         }
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
@@ -187,20 +207,29 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if durability == Durability::Origin {
             return self.put_through(put, identity).await;
         }
+        if !self.admits_to_disk() {
+            self.inner.counters.written_through.one();
+            return self.put_through_in_doubt(put, identity).await;
+        }
         let declined = match self.put_back(put, identity).await {
             Ok(()) => return PutDone::Created(Durability::Disk),
             Err(declined) => declined,
         };
         match (volume.dirty_full, declined) {
             (_, DeclinedReason::Stopping) | (DirtyFull::Decline, _) => PutDone::Declined(self.decline(declined)),
-            (DirtyFull::WriteThrough, _) => match self.put_through(put, identity).await {
-                // The record that did not become durable may turn up at the next start, over what the origin has: to say
-                // that the put was refused would be a promise.
-                PutDone::KeyExists if self.inner.in_doubt.borrow().contains(&identity) => {
-                    PutDone::Declined(self.decline(DeclinedReason::DiskFault))
-                }
-                done => done,
-            },
+            (DirtyFull::WriteThrough, _) => self.put_through_in_doubt(put, identity).await,
+        }
+    }
+
+    /// Writes through what could not be made durable here.
+    async fn put_through_in_doubt(&self, put: &Put, identity: Identity) -> PutDone {
+        match self.put_through(put, identity).await {
+            // The record that did not become durable may turn up at the next start, over what the origin has: to say that the
+            // put was refused would be a promise.
+            PutDone::KeyExists if self.inner.in_doubt.borrow().contains(&identity) => {
+                PutDone::Declined(self.decline(DeclinedReason::DiskFault))
+            }
+            done => done,
         }
     }
 
@@ -269,8 +298,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
             return PutDone::Declined(self.decline(DeclinedReason::QueueFull));
         };
-        // A flush may have failed here while this waited for the lane.
-        if self.inner.in_doubt.borrow().contains(&identity) && self.inner.dirty.record(identity).is_some() {
+        // A flush may have failed here while this waited for the lane. And what is dirty here could not be superseded durably
+        // on a disk that takes no writes.
+        let is_unsure = || self.inner.in_doubt.borrow().contains(&identity) || self.inner.store.is_failed();
+        if self.inner.dirty.record(identity).is_some() && (is_unsure() || self.is_disk_offline()) {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
         }
         let change = self.begin_change(identity, |counters| &counters.fills_raced_by_put);

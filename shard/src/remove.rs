@@ -109,7 +109,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_delete);
         // Here first: if the origin's answer never comes, what it has is the truth, and nothing here contradicts it.
-        if let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+        if !(canary::is(Canary::OfflineForgetsInvalidations) && self.is_disk_offline())
+            && let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await
+        {
             return Removed::Declined(self.decline_for(&error));
         }
         match self.inner.origin.delete(key).await {

@@ -21,6 +21,7 @@ use crate::config::{Geometry, ShardConfig, VolumeConfig};
 use crate::dirty::DirtyQueue;
 use crate::error::StoreError;
 use crate::fill::{ChangeGuard, FillTable};
+use crate::health::{HealthState, Monitor, WatchedDisk};
 use crate::key::{BlockKey, Identity, IdentitySet};
 use crate::keylock::KeyLocks;
 use crate::memory::MemoryTier;
@@ -35,7 +36,9 @@ pub struct Shard<D: Disk, O: Origin, R: Runtime> {
 }
 
 pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
-    pub(crate) store: Store<D, R>,
+    pub(crate) store: Store<WatchedDisk<D, R>, R>,
+    /// Of the disk that the store is on.
+    pub(crate) health: Rc<Monitor<R>>,
     pub(crate) origin: O,
     pub(crate) runtime: R,
     pub(crate) config: ShardConfig,
@@ -49,7 +52,8 @@ pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
     pub(crate) counters: Counters,
     pub(crate) recovery: RecoveryReport,
     /// Keys with a record that failed to become durable but may turn up after a restart: whatever else were acknowledged
-    /// for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault.
+    /// for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault, and when it
+    /// takes them again nothing can turn up any more.
     pub(crate) in_doubt: RefCell<IdentitySet>,
     pub(crate) stopping: Cell<bool>,
     volumes: BTreeMap<Arc<str>, VolumeConfig>,
@@ -110,7 +114,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         assert_eq!(node.shard, config.shard, "the configuration is this shard's");
         assert!(config.flush_parallelism > 0 && config.fills_max > 0, "limits were validated at the edge");
         let store_config = StoreConfig { node, sync: config.sync, commit_delay: config.commit_delay };
-        let (store, recovered) = Store::open(disk, runtime.clone(), store_config).await?;
+        let health = Monitor::new(runtime.clone(), config.shard, config.health.clone());
+        let watched = WatchedDisk::new(disk.clone(), Rc::clone(&health));
+        let (store, recovered) = Store::open(watched, runtime.clone(), store_config).await?;
         let dirty = DirtyQueue::new(config.dirty_bytes_max);
         let mut recovery = RecoveryReport {
             entries: recovered.entries,
@@ -135,6 +141,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let shard = Shard {
             inner: Rc::new(Inner {
                 store,
+                health,
                 origin,
                 runtime,
                 memory: RefCell::new(MemoryTier::new(config.memory_tier_bytes)),
@@ -153,6 +160,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             }),
         };
         shard.spawn(shard.clone().flush_forever());
+        // Not counted as running: a probe that has no answer must not hold up a close.
+        shard.inner.runtime.spawn(shard.clone().heal_forever(disk));
         Ok((shard, recovery))
     }
 
@@ -161,6 +170,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub async fn close(&self) {
         self.inner.stopping.set(true);
         self.inner.dirty.notify();
+        self.inner.health.notify();
         while self.inner.running.get() > 0 {
             let ended = self.inner.ended.listen();
             if self.inner.running.get() > 0 {
@@ -209,6 +219,16 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             let _running = running;
             task.await;
         });
+    }
+
+    /// Whether blocks that need not be on the disk are put there.
+    pub(crate) fn admits_to_disk(&self) -> bool {
+        self.inner.health.state() == HealthState::Ok && !self.inner.store.is_failed()
+    }
+
+    /// Whether requests pass the disk by.
+    pub(crate) fn is_disk_offline(&self) -> bool {
+        self.inner.health.state() == HealthState::Offline
     }
 
     pub(crate) fn decline(&self, reason: DeclinedReason) -> Declined {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use forebay_io::{Disk, Runtime};
 
 use crate::dirty::DirtyItem;
+use crate::health::HealthReport;
 use crate::origin::Origin;
 use crate::outcome::DeclinedReason;
 use crate::shard::{RecoveryReport, Shard};
@@ -102,6 +103,14 @@ counters! {
     lost,
     /// Clean blocks that rotted and were dropped.
     rot,
+    /// GETs and HEADs that passed an offline disk by.
+    passed_by,
+    /// GETs of dirty blocks on an offline disk, declined: the origin's bytes may be older.
+    withheld,
+    /// Write-back puts that were written through because the disk was not well.
+    written_through,
+    /// Blocks that were not kept on disk because the disk was not well.
+    not_admitted,
     /// Dirty blocks that rotted on disk and were written again from memory or by their client.
     repaired,
     /// Content bytes acknowledged.
@@ -184,6 +193,10 @@ pub struct ShardStats {
     pub fills: u64,
     /// What recovery found.
     pub recovery: RecoveryReport,
+    /// The disk's health.
+    pub health: HealthReport,
+    /// Whether the store takes no writes now, after a failed sync.
+    pub writes_stopped: bool,
     /// The store's own figures.
     pub store: StoreStats,
 }
@@ -207,6 +220,8 @@ impl ShardStats {
         self.fill_bytes += other.fill_bytes;
         self.fills += other.fills;
         self.recovery.add(&other.recovery);
+        self.health.add(&other.health);
+        self.writes_stopped |= other.writes_stopped;
         add_store(&mut self.store, &other.store);
     }
 }
@@ -273,6 +288,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             fill_bytes: inner.fills.budget().used_bytes(),
             fills: inner.fills.running_count() as u64,
             recovery: inner.recovery,
+            health: inner.health.report(),
+            writes_stopped: inner.store.is_failed(),
             store: inner.store.stats(),
         }
     }

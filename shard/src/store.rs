@@ -9,17 +9,20 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use event_listener::EventListener;
 use forebay_io::checksum::{Digester, SumKey, piece_sum};
 use forebay_io::units::{PIECE_BYTES, piece_count};
 use forebay_io::{Disk, Runtime};
+use futures::channel::oneshot;
+use futures::future::{Either, select};
 
-use self::commit::{Change, Item};
+use self::commit::{Change, Decided, Item};
 use self::entry::Place;
 use self::place::Draft;
 use self::publish::PutMode;
 use self::record::{PutRecord, Record};
 use self::regions::Epoch;
-use self::state::{Core, Undecided};
+use self::state::{Core, Life, Undecided};
 use crate::canary::{self, Canary};
 use crate::config::{Geometry, SyncMode};
 use crate::error::StoreError;
@@ -50,6 +53,7 @@ mod publish;
 mod reclaim;
 mod record;
 mod recover;
+mod refound;
 mod regions;
 mod replay;
 mod report;
@@ -266,7 +270,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         let undecided = matches!(mode, PutMode::Dirty(_)).then(|| Undecided::begin(&self.core, block.generation));
         let decided = self.core.place(Draft { put, frames: block.frames, mode }).await?;
         undecided.into_iter().for_each(Undecided::queued);
-        decided.await.unwrap_or(Err(StoreError::Closing))
+        self.decision(decided).await
     }
 
     /// Makes a delete durable, then publishes it: the key answers as absent and is dirty.
@@ -283,7 +287,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         if canary::is(Canary::DeleteAckedEarly) {
             return Ok(());
         }
-        decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
+        self.decision(decided).await.map(|_| ())
     }
 
     /// Drops a clean entry of at most this generation, durably, whatever was queued before it included. A dirty entry
@@ -298,7 +302,47 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         }
         let (item, decided) = Item::awaited(&Record::Remove { identity, up_to }, Change::Remove { identity, up_to });
         self.core.queue(item);
-        decided.await.unwrap_or(Err(StoreError::Closing)).map(|_| ())
+        self.decision(decided).await.map(|_| ())
+    }
+
+    /// Waits for a commit, but not for a disk that does not answer: whether the record is there is in doubt then.
+    async fn decision(&self, mut decided: oneshot::Receiver<Decided>) -> Decided {
+        loop {
+            let failed = self.core.signals.failed.listen();
+            if self.core.state.borrow().stalled {
+                let ended = decided.try_recv().ok().flatten();
+                return ended.unwrap_or_else(|| Err(StoreError::Disk(self.core.lost_write())));
+            }
+            match select(decided, failed).await {
+                Either::Left((decided, _)) => return decided.unwrap_or(Err(StoreError::Closing)),
+                Either::Right((_, waiting)) => decided = waiting,
+            }
+        }
+    }
+
+    /// Whether an earlier sync failed, or a write of the journal: no writes are taken until [`Store::refound`].
+    #[must_use]
+    pub fn is_failed(&self) -> bool {
+        matches!(self.core.state.borrow().life, Life::Failed | Life::Refounding)
+    }
+
+    /// Resolves when the store stops or begins to take writes.
+    pub(crate) fn listen_failed(&self) -> EventListener {
+        self.core.signals.failed.listen()
+    }
+
+    /// The disk does not answer: takes no more writes, and answers those who wait for one.
+    pub fn suspend(&self) {
+        self.core.suspend();
+    }
+
+    /// Takes writes again after a failed sync: both checkpoints are written anew, nothing in doubt is believed. Reads go
+    /// on meanwhile.
+    ///
+    /// # Errors
+    /// What the disk said: the store takes no writes still.
+    pub async fn refound(&self) -> Result<(), StoreError> {
+        self.core.refound().await
     }
 
     /// Drops a clean entry of this very generation at once: its bytes rotted. Journaled with a later commit.

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_shard::config::{ShardConfig, VolumeConfig};
+use forebay_shard::config::{HealthLimits, ShardConfig, VolumeConfig};
 
 use crate::config::budget::{Budget, Demand};
 use crate::config::disk::{DiskConfig, check_dirty, check_disk};
@@ -182,6 +182,7 @@ impl Config {
             flush_parallelism: self.limits.flushes,
             commit_delay: self.limits.commit_delay,
             fills_max: self.limits.fills,
+            health: HealthLimits::default(),
         }
     }
 

@@ -126,6 +126,7 @@ fn families(status: &Status) -> Vec<Family> {
     families.extend(dirty_families(status));
     families.extend(memory_families(status));
     families.extend(store_families(status));
+    families.extend(disk_families(status));
     families.push(Family::gauges("build_info", "The running version", "version", [(env!("CARGO_PKG_VERSION"), 1)]));
     let ready = u64::from(status.stage_name() == "ready");
     families.push(Family::gauge("ready", "1 while the node serves", ready));
@@ -251,6 +252,17 @@ fn memory_families(status: &Status) -> Vec<Family> {
         Family::gauges("memory_budget", "Memory at most, by use", "use", uses.map(|(name, _, max)| (name, max)))
             .in_bytes(),
         Family::gauge("memory_blocks", "Blocks in the memory tier", status.total.memory_blocks),
+    ]
+}
+
+fn disk_families(status: &Status) -> Vec<Family> {
+    let health = status.shards.iter().map(|(number, stats)| (number.to_string(), stats.health.state as u64));
+    let stopped = status.shards.iter().map(|(number, stats)| (number.to_string(), u64::from(stats.writes_stopped)));
+    let events = status.total.health.counts.named();
+    vec![
+        Family::gauges("disk_health", "0 ok, 1 degraded, 2 offline, by shard", "shard", health),
+        Family::gauges("disk_writes_stopped", "1 after a failed sync, until the disk is back", "shard", stopped),
+        Family::counters("disk_events", "What happened to disks, by what", "event", events),
     ]
 }
 

@@ -96,6 +96,7 @@ impl Status {
             "requests": self.requests_json(),
             "dirty": self.dirty_json(),
             "memory": self.memory_json(),
+            "disk": disk_json(total),
             "cores": self.cores.iter().map(core_json).collect::<Vec<_>>(),
             "shards": self.shards.iter().map(|(number, stats)| shard_json(*number, stats)).collect::<Vec<_>>(),
         });
@@ -192,6 +193,23 @@ fn core_json(core: &CoreReport) -> Value {
     })
 }
 
+/// The health of a shard's disk; of several, of the worst.
+fn disk_json(stats: &ShardStats) -> Value {
+    let health = &stats.health;
+    json!({
+        "state": health.state.name(),
+        "reason": health.reason.map(|reason| reason.name()),
+        "since_unix_ms": (health.since_unix_ms > 0).then_some(health.since_unix_ms),
+        "takes_writes": !stats.writes_stopped,
+        "errors_in_window": health.errors,
+        "probes_good": health.probes_good,
+        "probes_needed": health.probes_needed,
+        "dirty_records": stats.dirty_records,
+        "counts": health.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
+            .collect::<serde_json::Map<_, _>>(),
+    })
+}
+
 fn shard_json(number: u16, stats: &ShardStats) -> Value {
     let store = &stats.store;
     json!({
@@ -204,6 +222,7 @@ fn shard_json(number: u16, stats: &ShardStats) -> Value {
             "free": store.regions_free, "sealed": store.regions_sealed, "quarantined": store.regions_quarantined,
         },
         "journal_used_bytes": store.journal_used_bytes,
+        "disk": disk_json(stats),
         "counts": stats.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
             .collect::<serde_json::Map<_, _>>(),
         "recovered": {

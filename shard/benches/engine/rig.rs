@@ -12,7 +12,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
-use forebay_shard::config::{Access, DirtyFull, Geometry, ShardConfig, SyncMode, VolumeConfig, WriteMode};
+use forebay_shard::config::{
+    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+};
 use forebay_shard::key::{BlockKey, IdentityKey};
 use forebay_shard::origin::{Fetched, Origin, OriginError, OriginMeta, Store, Stored};
 use forebay_shard::outcome::{Condition, Durability, Put};
@@ -124,6 +126,7 @@ pub fn config(memory_tier_bytes: u64, dirty_bytes_max: u64) -> ShardConfig {
         flush_parallelism: 1,
         commit_delay: Duration::ZERO,
         fills_max: 4096,
+        health: HealthLimits::default(),
     }
 }
 

@@ -1,4 +1,6 @@
-//! The machine against any history: it takes no other edges than those of the table, forgives what is old, and comes back.
+//! The machine against any history: it takes no other edges than those of the table in ARCHITECTURE.md, forgives what is
+//! old, and comes back. Run with the unit tests; virtual time, no disk. What the states mean for requests is tested in
+//! `tests/health.rs`.
 
 use proptest::prelude::*;
 

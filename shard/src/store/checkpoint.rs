@@ -33,6 +33,8 @@ const PAYLOAD_BYTES_MAX: usize = (256 << 10) - FRAME_HEADER_BYTES;
 const SLICE_COUNT: usize = 256;
 /// After a failed checkpoint.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// With a full journal, after so many failures in a row the store takes no more writes.
+const FAILURES_MAX: u32 = 3;
 const HEADER_BYTES: usize = 40;
 /// Reads in flight while a slot is read back: the device works while frames are decoded.
 const READS_AHEAD: usize = 4;
@@ -81,6 +83,7 @@ pub fn slot_name(shard: u32, slot: u64) -> String {
 impl<D: Disk, R: Runtime> Core<D, R> {
     /// The checkpointer's task: ends with the committer.
     pub async fn run_checkpointer(self: Rc<Self>) {
+        let mut failures = 0;
         loop {
             let wanted = self.signals.checkpoint.listen();
             let (is_due, life) = {
@@ -88,14 +91,17 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 (state.journal.is_checkpoint_due(), state.life)
             };
             match life {
-                Life::Stopped | Life::Failed => return,
-                Life::Running | Life::Closing if is_due => {
-                    if let Err(error) = self.checkpoint().await {
+                Life::Stopped => return,
+                Life::Running | Life::Closing if is_due => match self.checkpoint().await {
+                    Ok(()) => failures = 0,
+                    Err(error) => {
+                        failures += 1;
                         tracing::warn!(shard = self.superblock.shard, %error, "a checkpoint failed; trying again");
+                        self.fail_if_stuck(failures, &error);
                         self.runtime.sleep(RETRY_AFTER).await;
                     }
-                }
-                Life::Running | Life::Closing => wanted.await,
+                },
+                Life::Running | Life::Closing | Life::Failed | Life::Refounding => wanted.await,
             }
         }
     }
@@ -115,6 +121,20 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             slot_bytes *= 2;
         }
         Ok(())
+    }
+
+    /// A journal that is full, and that checkpoints fail to free, takes nothing: whoever waits for it is told.
+    fn fail_if_stuck(&self, failures: u32, error: &StoreError) {
+        let is_full = {
+            let journal = &self.state.borrow().journal;
+            !journal.fits(journal.payload_bytes_max())
+        };
+        if let StoreError::Disk(error) = error
+            && is_full
+            && failures >= FAILURES_MAX
+        {
+            self.fail(error);
+        }
     }
 
     /// Writes a checkpoint of everything published so far.

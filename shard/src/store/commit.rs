@@ -130,13 +130,15 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 if life == Life::Running && !self.config.commit_delay.is_zero() {
                     self.runtime.sleep(self.config.commit_delay).await;
                 }
+                let _commit = self.committing.lock().await;
                 let group = self.change(State::take_group);
                 self.commit(group).await;
-            } else if life == Life::Closing {
+            } else if matches!(life, Life::Closing | Life::Stopped) {
                 break;
             } else if life == Life::Running && self.state.borrow().journal.has_unclaimed() {
                 let pause = pin!(self.runtime.sleep(CLAIM_AFTER));
                 if let Either::Right(_) = select(listener, pause).await {
+                    let _commit = self.committing.lock().await;
                     self.claim().await;
                 }
             } else {
@@ -154,7 +156,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
         let payload_bytes_max = group.iter().map(|item| item.encoded.len()).sum();
         self.wait_for_journal(payload_bytes_max).await;
-        if self.state.borrow().life == Life::Failed {
+        if matches!(self.state.borrow().life, Life::Failed | Life::Stopped) {
             return self.decide_all(group, || StoreError::Failed);
         }
         let (group, payload) = self.change(|state| state.compose(group));
@@ -163,6 +165,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
         let needs_sync = group.iter().any(Item::needs_sync);
         match self.journaled(&payload, group.len() as u32, needs_sync).await {
+            // Another sync failed beside this commit: nothing is published that may be in doubt.
+            Ok(()) if matches!(self.state.borrow().life, Life::Failed | Life::Stopped) => {
+                self.decide_all(group, || StoreError::Disk(self.lost_write()));
+            }
             Ok(()) => self.publish(group),
             Err(error) => {
                 self.fail(&error);
@@ -201,7 +207,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let freed = self.signals.journal.listen();
             {
                 let state = self.state.borrow();
-                if state.journal.fits(payload_bytes) || state.life == Life::Failed {
+                if state.journal.fits(payload_bytes) || matches!(state.life, Life::Failed | Life::Stopped) {
                     break;
                 }
             }
@@ -233,6 +239,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let mut state = self.state.borrow_mut();
             state.journal.synced_through = at.chain.sequence;
             state.journal.in_doubt_bytes = 0;
+            state.unsynced_regions.clear();
             state.counters.syncs += 1;
         }
         Ok(())
@@ -241,6 +248,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Writes an empty frame that calls the last synced one durable. Without it the last commit before a pause would stay
     /// in doubt: if its payload rotted, recovery would take it for torn and bring older bytes back (promise 3).
     async fn claim(&self) {
+        if self.state.borrow().life != Life::Running {
+            return;
+        }
         if !self.state.borrow().journal.fits(0) {
             // A checkpoint settles it as well.
             self.signals.checkpoint.notify(1);
@@ -323,6 +333,9 @@ impl State {
         let appended = match &item.change {
             Change::Put { put, mode, .. } => {
                 let is_published = self.publish_put(put, mode);
+                if is_published && matches!(mode, PutMode::Fill(_)) {
+                    self.unsynced_regions.insert(put.at.region);
+                }
                 if !is_published && matches!(mode, PutMode::Fill(_) | PutMode::Confirmed(_)) {
                     // It is in the journal; if nothing newer follows there, recovery must not bring it back (I6).
                     let record = Record::Remove { identity: put.identity, up_to: put.generation };

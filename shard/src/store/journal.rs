@@ -149,6 +149,13 @@ impl Journal {
         self.covered_until = point.position;
     }
 
+    /// Whatever was written behind the last good sync will never be read again: both checkpoint slots are going to begin
+    /// here.
+    pub fn forget_doubt(&mut self) {
+        self.published = self.head;
+        self.in_doubt_bytes = 0;
+    }
+
     /// Appends a frame: the head moves on at once, the returned writes put it on the device.
     pub fn append(&mut self, store_id: u64, payload: &[u8], record_count: u32, frame: &mut [u8]) -> Point {
         assert!(self.fits(payload.len()), "I11: the journal never overwrites what recovery needs");

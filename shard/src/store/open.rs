@@ -102,6 +102,7 @@ pub async fn open<D: Disk, R: Runtime>(
         state: RefCell::new(state),
         signals: Signals::default(),
         checkpointing: async_lock::Mutex::new(()),
+        committing: async_lock::Mutex::new(()),
         syncing: async_lock::Mutex::new(()),
     });
     let began = core.runtime.now();
@@ -210,8 +211,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         self.signals.notify_all();
         loop {
             let stopped = self.signals.stopped.listen();
-            match self.state.borrow().life {
-                Life::Failed => return,
+            let life = self.state.borrow().life;
+            match life {
+                // The tasks end, and nothing more is written.
+                Life::Failed | Life::Refounding => return self.stop(),
                 Life::Stopped => break,
                 Life::Running | Life::Closing => {}
             }
@@ -227,6 +230,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         if let Err(error) = self.checkpoint().await {
             tracing::warn!(shard = self.superblock.shard, %error, "the last checkpoint failed; the journal has it all");
         }
+    }
+
+    fn stop(&self) {
+        self.state.borrow_mut().life = Life::Stopped;
+        self.signals.notify_all();
     }
 }
 

@@ -46,10 +46,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 let state = self.state.borrow();
                 (state.life, state.regions.count_in(RegionState::Quarantined))
             };
-            if life != Life::Running {
+            if matches!(life, Life::Closing | Life::Stopped) {
                 return;
             }
-            if quarantined == 0 {
+            if quarantined == 0 || life != Life::Running {
                 changed.await;
                 continue;
             }

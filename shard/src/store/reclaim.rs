@@ -50,12 +50,13 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             let changed = self.signals.reclaim.listen();
             let candidate = {
                 let state = self.state.borrow();
-                if state.life != Life::Running {
+                if matches!(state.life, Life::Closing | Life::Stopped) {
                     return;
                 }
                 // With one free region only relocation may open it, whatever still waits for its pins.
                 let is_starved = state.regions.count_in(RegionState::Free) <= 1;
-                let is_needed = is_starved || state.regions_to_come() < self.free_target();
+                let is_needed =
+                    state.life == Life::Running && (is_starved || state.regions_to_come() < self.free_target());
                 is_needed.then(|| state.regions.reclaim_candidate(self.superblock.region_bytes)).flatten()
             };
             let Some(region) = candidate else {

@@ -265,6 +265,8 @@ pub fn empty_state(region_count: u32, journal: Journal) -> State {
         checkpoint_number: 0,
         next_generation: 1,
         life: Life::Running,
+        stalled: false,
+        unsynced_regions: Default::default(),
         freed: false,
         counters: StoreStats::default(),
     }

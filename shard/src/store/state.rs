@@ -4,7 +4,7 @@
 //! thread (I12), so no locks. Upholds nothing by itself: `publish` is the only file that changes entries.
 
 use std::cell::RefCell;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::rc::Rc;
 
 use super::append::Stream;
@@ -49,6 +49,10 @@ pub struct State {
     pub next_generation: u64,
     /// Whether writes are taken.
     pub life: Life,
+    /// The disk does not answer: whoever waits for a commit is told so.
+    pub stalled: bool,
+    /// Regions with clean entries whose bytes no sync covered yet.
+    pub unsynced_regions: BTreeSet<u32>,
     /// Whether a region became free since the waiters were told.
     pub freed: bool,
     /// What can't be computed when it is asked for.
@@ -64,8 +68,10 @@ pub enum Life {
     Closing,
     /// The committer has ended.
     Stopped,
-    /// A sync or a journal write failed: nothing is ever written again.
+    /// A sync or a journal write failed: nothing is written until the journal was begun anew.
     Failed,
+    /// It is being begun anew: checkpoints are written, nothing else is.
+    Refounding,
 }
 
 /// What all clones and tasks of one store share.
@@ -86,6 +92,8 @@ pub struct Core<D: Disk, R: Runtime> {
     pub signals: Signals,
     /// Held while a checkpoint is written.
     pub checkpointing: async_lock::Mutex<()>,
+    /// Held during a commit.
+    pub committing: async_lock::Mutex<()>,
     /// Held during a sync of the slab.
     pub syncing: async_lock::Mutex<()>,
 }
@@ -107,13 +115,15 @@ pub struct Signals {
     pub quarantine: Event,
     /// `close`: the committer has ended.
     pub stopped: Event,
+    /// The healer, and whoever waits for a commit: the store takes no more writes.
+    pub failed: Event,
 }
 
 impl Signals {
     /// Lets everybody look again.
     pub fn notify_all(&self) {
-        let tasks = [&self.queue, &self.reclaim, &self.checkpoint, &self.journal, &self.quarantine];
-        for event in tasks.into_iter().chain([&self.regions, &self.stopped]) {
+        let Signals { queue, regions, reclaim, checkpoint, journal, quarantine, stopped, failed } = self;
+        for event in [queue, regions, reclaim, checkpoint, journal, quarantine, stopped, failed] {
             event.notify(usize::MAX);
         }
     }
@@ -133,7 +143,7 @@ impl State {
         match self.life {
             Life::Running => Ok(()),
             Life::Closing | Life::Stopped => Err(StoreError::Closing),
-            Life::Failed => Err(StoreError::Failed),
+            Life::Failed | Life::Refounding => Err(StoreError::Failed),
         }
     }
 }
@@ -180,8 +190,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
 
     /// A sync or a journal write failed: what it covered is in doubt for ever, so nothing is written any more.
     pub fn fail(&self, error: &IoError) {
-        if std::mem::replace(&mut self.state.borrow_mut().life, Life::Failed) == Life::Failed {
-            return;
+        {
+            let mut state = self.state.borrow_mut();
+            if matches!(state.life, Life::Failed | Life::Stopped) {
+                return;
+            }
+            state.life = Life::Failed;
         }
         tracing::error!(shard = self.superblock.shard, %error, "the disk failed; this store takes no more writes");
         self.signals.notify_all();

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use forebay_io::sim::{Crashed, Latency, SimWorld, Survival};
 use forebay_io::{Disk, OpenMode, Runtime};
-use forebay_shard::config::{Access, DirtyFull, Geometry, ShardConfig, SyncMode, VolumeConfig, WriteMode};
+use forebay_shard::config::{
+    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+};
 use forebay_shard::key::BlockKey;
 use forebay_shard::outcome::{Condition, Durability, Put};
 
@@ -314,5 +316,6 @@ fn config() -> ShardConfig {
         flush_parallelism: 2,
         commit_delay: Duration::ZERO,
         fills_max: 4,
+        health: HealthLimits::default(),
     }
 }

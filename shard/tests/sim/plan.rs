@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use forebay_io::sim::{Faults, Latency, OneIn};
 use forebay_io::superblock::Superblock;
-use forebay_shard::config::{Access, DirtyFull, Geometry, ShardConfig, SyncMode, VolumeConfig, WriteMode};
+use forebay_shard::config::{
+    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+};
 use forebay_shard::key::BlockKey;
 use forebay_shard::sim_origin::OriginFaults;
 use rand::Rng;
@@ -79,7 +81,7 @@ impl Plan {
         let clients = rng.random_range(3..8);
         Plan {
             geometry,
-            config: config(rng, geometry, block_bytes_max),
+            config: config(rng, geometry, block_bytes_max, disk),
             universe: universe(rng, geometry, block_bytes_max, clients),
             disk,
             writers: if rng.random_range(0..4) == 0 { Writers::Shared } else { Writers::Own },
@@ -113,6 +115,22 @@ impl Plan {
                 lies_within: Some(self.region_bytes_in_slab()),
                 ..spikes
             },
+        }
+    }
+
+    /// A spell of a failing disk: nothing works, or everything, or as ever.
+    pub fn draw_spell(&self, rng: &mut SmallRng) -> Faults {
+        let always = Faults {
+            read_error: OneIn::ALWAYS,
+            write_error: OneIn::ALWAYS,
+            sync_error: OneIn::ALWAYS,
+            ..Faults::default()
+        };
+        match rng.random_range(0..5) {
+            0 => always,
+            1 => Faults { read_error: OneIn::ALWAYS, ..Faults::default() },
+            2 | 3 => Faults::default(),
+            _ => self.draw_disk_faults(rng),
         }
     }
 
@@ -153,7 +171,7 @@ fn latency(rng: &mut SmallRng) -> Latency {
 }
 
 /// `back` declines when its dirty budget is full, `spill` then writes through, `through` always does.
-fn config(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32) -> ShardConfig {
+fn config(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32, disk: DiskMode) -> ShardConfig {
     let volume = |name: &str, write_mode, dirty_full| VolumeConfig {
         name: name.into(),
         block_bytes_max,
@@ -176,6 +194,32 @@ fn config(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32) -> Shard
         flush_parallelism: rng.random_range(1..5),
         commit_delay: one_of(rng, &[Duration::ZERO, Duration::ZERO, Duration::from_micros(700)]),
         fills_max: one_of(rng, &[2, 64]),
+        health: health(rng, disk),
+    }
+}
+
+/// A patient judge, and one so quick that a disk goes and comes back several times in a life.
+fn health(rng: &mut SmallRng, disk: DiskMode) -> HealthLimits {
+    let ms = Duration::from_millis;
+    // A commit that is given up on is in doubt, which only the model of a failing disk allows for.
+    let stalled = if disk == DiskMode::Failing { ms(40) } else { HealthLimits::default().stalled };
+    match rng.random_range(0..3) {
+        0 => HealthLimits { errors_degraded: 1_000, errors_offline: 2_000, ..HealthLimits::default() },
+        1 => HealthLimits::default(),
+        _ => HealthLimits {
+            window: ms(200),
+            errors_degraded: 2,
+            errors_offline: rng.random_range(3..6),
+            slow: ms(8),
+            slow_percent: 60,
+            slow_ops_min: 4,
+            stalled,
+            probe_every: ms(4),
+            probe_every_max: ms(30),
+            probes_bad: 2,
+            probes_good: 2,
+            relapse: ms(100),
+        },
     }
 }
 

@@ -88,7 +88,8 @@ impl Reader {
                             self.meets_rot(index);
                             self.shard.report_rot(key, generation).await;
                         }
-                        Err(ReadError::Disk(_)) => return Answer::Nothing,
+                        // As the proxy does: the request goes on with what the owner says next.
+                        Err(ReadError::Disk(_)) => self.shard.report_rot(key, generation).await,
                     }
                 }
                 Got::Fill(stream) => {

@@ -11,6 +11,7 @@ use std::time::Duration;
 use forebay_io::sim::{Crashed, Faults, SimWorld};
 use forebay_io::{Disk, OpenMode, Runtime};
 use forebay_shard::dirty::Standing;
+use forebay_shard::health::HealthState;
 use forebay_shard::sim_origin::{Link, OriginFaults};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
@@ -177,6 +178,9 @@ impl Director {
                 let is_up = self.rng.random_range(0..100) < self.shared.plan.link_up_percent;
                 self.machine.origin.set_link(if is_up { Link::Up } else { Link::Down });
             }
+            if self.shared.plan.disk == DiskMode::Failing && self.rng.random_range(0..8) == 0 {
+                self.machine.world.set_faults(self.shared.plan.draw_spell(&mut self.rng));
+            }
             let slice = Duration::from_micros(self.rng.random_range(0..40_000));
             if let Err(Crashed) = self.machine.world.run_for(slice) {
                 return End::Cut;
@@ -310,14 +314,30 @@ impl Director {
         }
     }
 
+    /// The disk is well again: it comes back by itself, and everything can be written. True, unless regions were lost to it.
+    fn heal(&mut self) -> bool {
+        for _ in 0..10_000 {
+            let stats = self.machine.shard().stats();
+            if stats.health.state == HealthState::Ok && !stats.writes_stopped {
+                self.note("the disk is well again", stats.health.counts.returned);
+                return stats.store.regions_quarantined == 0;
+            }
+            let passed = self.machine.world.run_for(Duration::from_millis(50));
+            assert!(passed.is_ok(), "no crash is ordered any more");
+            self.check();
+        }
+        panic!("a disk without faults has not come back: {:?}", self.machine.shard().stats().health);
+    }
+
     /// With everything well again all of it reaches the origin, and everybody agrees.
     fn settle(&mut self) {
         self.machine.world.crash_at(u64::MAX);
         self.machine.world.set_faults(Faults::default());
         self.machine.origin.set_faults(OriginFaults::default());
         self.machine.origin.set_link(Link::Up);
-        if self.machine.shard().stats().store.regions_quarantined > 0 || self.shared.plan.disk == DiskMode::Failing {
-            // A failed store takes no writes until its restart.
+        let has_failed = self.shared.plan.disk == DiskMode::Failing;
+        let is_cured = has_failed && self.rng.random() && self.heal();
+        if self.machine.shard().stats().store.regions_quarantined > 0 || has_failed && !is_cured {
             self.end_life();
             self.reopen();
             self.machine.world.crash_at(u64::MAX);

@@ -9,7 +9,9 @@ use bytes::Bytes;
 use forebay_io::checksum::{Digest, Digester};
 use forebay_io::sim::{SimDisk, SimRuntime, SimWorld};
 use forebay_io::{Disk, OpenMode};
-use forebay_shard::config::{Access, DirtyFull, Geometry, ShardConfig, SyncMode, VolumeConfig, WriteMode};
+use forebay_shard::config::{
+    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+};
 use forebay_shard::key::{BlockKey, IdentityKey};
 use forebay_shard::origin::{Etag, OriginError};
 use forebay_shard::outcome::{Condition, Durability, Got, Located, Put};
@@ -121,6 +123,7 @@ pub fn config() -> ShardConfig {
         flush_parallelism: 4,
         commit_delay: Duration::ZERO,
         fills_max: 64,
+        health: HealthLimits::default(),
     }
 }
 
