@@ -19,6 +19,9 @@ use crate::store::{DirtyKind, slab_name};
 /// What a probe writes and reads back.
 const PROBE_BYTES: usize = 4 * SECTOR_BYTES;
 
+/// Two files opened, a write, a sync, two reads: each may take as long as any operation may.
+const PROBE_OPERATIONS: u32 = 6;
+
 /// The name of a shard's probe file.
 #[must_use]
 pub fn probe_name(shard: u16) -> String {
@@ -56,7 +59,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
 
     async fn probe(&self, disk: &D) {
         let (health, runtime) = (&self.inner.health, &self.inner.runtime);
-        let patience = Box::pin(runtime.sleep(health.stalled_after()));
+        let patience = Box::pin(runtime.sleep(health.stalled_after() * PROBE_OPERATIONS));
         let answer = match select(Box::pin(self.probe_once(disk)), patience).await {
             Either::Left((Ok(took), _)) => Some(took),
             Either::Left((Err(error), _)) => {

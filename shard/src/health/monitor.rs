@@ -212,7 +212,7 @@ impl<R: Runtime> Monitor<R> {
         before - pending.len()
     }
 
-    /// How long a probe may take.
+    /// How long an operation may take.
     pub(crate) fn stalled_after(&self) -> Duration {
         self.health.borrow().limits().stalled
     }
