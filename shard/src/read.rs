@@ -48,21 +48,41 @@ impl<F: DiskFile> BlockReader<F> {
     /// # Panics
     /// If the block has no such piece.
     pub async fn piece(&self, index: usize) -> Result<VerifiedPiece, ReadError> {
+        let span = self.span(index);
+        let sectors = match span.read_bytes {
+            0 => ReadBuf::copy_of(&[]),
+            read_bytes => self.file.read(span.first, read_bytes).await.map_err(ReadError::Disk)?,
+        };
+        self.prove(index, sectors)
+    }
+
+    /// The sectors that hold piece `index`.
+    ///
+    /// # Panics
+    /// If the block has no such piece.
+    #[must_use]
+    pub fn span(&self, index: usize) -> PieceSpan {
         assert!(index < self.piece_count(), "piece {index} of {}", self.piece_count());
         let skipped_bytes = index * PIECE_BYTES;
         let piece_bytes = (self.located.len_bytes as usize - skipped_bytes).min(PIECE_BYTES);
-        let bytes = if piece_bytes == 0 {
-            ReadBuf::copy_of(&[])
-        } else {
-            let start = self.located.offset + skipped_bytes as u64;
-            let first = sectors_down(start);
-            let read_bytes = (sectors_up(start + piece_bytes as u64) - first) as usize;
-            assert!(read_bytes <= PIECE_BYTES + SECTOR_BYTES, "one piece is read at a time");
-            let lead_bytes = (start - first) as usize;
-            let sectors = self.file.read(first, read_bytes).await.map_err(ReadError::Disk)?;
-            assert_eq!(sectors.len(), read_bytes, "a disk never passes a short read on");
-            sectors.slice(lead_bytes..lead_bytes + piece_bytes)
-        };
+        let start = self.located.offset + skipped_bytes as u64;
+        let first = sectors_down(start);
+        let read_bytes = if piece_bytes == 0 { 0 } else { (sectors_up(start + piece_bytes as u64) - first) as usize };
+        assert!(read_bytes <= PIECE_BYTES + SECTOR_BYTES, "one piece is read at a time");
+        PieceSpan { first, read_bytes, lead_bytes: (start - first) as usize, piece_bytes }
+    }
+
+    /// Verifies piece `index` in the sectors of its [`span`](BlockReader::span).
+    ///
+    /// # Errors
+    /// [`ReadError::Rot`] if the bytes are not those of this record.
+    ///
+    /// # Panics
+    /// If these are more or fewer sectors.
+    pub fn prove(&self, index: usize, sectors: ReadBuf) -> Result<VerifiedPiece, ReadError> {
+        let PieceSpan { read_bytes, lead_bytes, piece_bytes, .. } = self.span(index);
+        assert_eq!(sectors.len(), read_bytes, "a disk never passes a short read on");
+        let bytes = if piece_bytes == 0 { sectors } else { sectors.slice(lead_bytes..lead_bytes + piece_bytes) };
         let digest = Digest::of(&bytes);
         let key = SumKey { identity: self.located.identity.0, generation: self.located.generation.0 };
         let expected = match &self.located.sums {
@@ -74,6 +94,17 @@ impl<F: DiskFile> BlockReader<F> {
         }
         Ok(VerifiedPiece { bytes, digest })
     }
+}
+
+/// The sectors that hold one piece, and where in them it lies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PieceSpan {
+    /// Offset in the slab of the first sector.
+    pub first: u64,
+    /// Whole sectors; zero for an empty block.
+    pub read_bytes: usize,
+    lead_bytes: usize,
+    piece_bytes: usize,
 }
 
 /// The content of one piece, proven to be that of its record (I8). Keep it only while it is being sent: it may hold a

@@ -37,6 +37,7 @@ mod check;
 mod checkpoint;
 mod commit;
 mod dirty_table;
+mod doubt;
 mod entry;
 mod evidence;
 mod extension;

@@ -10,20 +10,19 @@ use std::rc::Rc;
 
 use forebay_io::superblock::Superblock;
 use forebay_io::{DiskFile, IoError, Runtime};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
-use super::entry::Place;
+use super::doubt::{self, Doubtful, RecordAt};
 use super::journal::{Journal, Point, Ring};
 use super::publish::PutMode;
 use super::record::{PutRecord, Record};
 use super::regions::{Epoch, RegionTable, footprint};
-use super::scan::{Scanned, scan};
+use super::scan::{Scanned, ScannedFrame, scan};
 use super::state::{Life, State};
 use super::{NodeIdentity, RejectedCounts, StoreStats};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
-use crate::key::{Generation, Identity};
-use crate::outcome::{Located, Pin};
+use crate::key::{Generation, Identity, IdentityMap};
 use crate::read::{BlockReader, ReadError};
 
 /// A state that was read back, and what must be journaled before it is used.
@@ -47,7 +46,7 @@ pub struct Replay<'a> {
     state: State,
     scanned: Scanned,
     /// The newest generation of identities whose newest record lies in a region that was reused.
-    stale: HashMap<Identity, Generation>,
+    stale: IdentityMap<Generation>,
     voids: Vec<Record>,
     rejected: RejectedCounts,
     quarantined: HashMap<u32, Epoch>,
@@ -77,7 +76,7 @@ impl<'a> Replay<'a> {
             malformed: scanned.malformed,
             ..RejectedCounts::default()
         };
-        let (stale, voids, quarantined) = (HashMap::new(), Vec::new(), HashMap::new());
+        let (stale, voids, quarantined) = (IdentityMap::default(), Vec::new(), HashMap::new());
         let mut replay = Replay { superblock, node, state, scanned, stale, voids, rejected, quarantined, records: 0 };
         if !canary::is(Canary::EpochsLearnedLate) {
             replay.learn_epochs();
@@ -137,8 +136,8 @@ impl<'a> Replay<'a> {
     /// What the device said.
     pub async fn finish<F: DiskFile, R: Runtime>(mut self, runtime: &R, slab: &F) -> Result<Replayed, StoreError> {
         let frames = std::mem::take(&mut self.scanned.frames);
+        let torn = self.torn_in(&frames, runtime, slab).await?;
         for frame in frames {
-            let in_doubt = frame.sequence > self.scanned.synced_through;
             for (ordinal, record) in (0u32..).zip(frame.records) {
                 if let Record::Put(put) = &record {
                     // Generations of dropped records are not given out again either.
@@ -146,8 +145,7 @@ impl<'a> Replay<'a> {
                     if self.scanned.voids.contains(&(frame.sequence, ordinal)) {
                         continue;
                     }
-                    let in_doubt = in_doubt && !canary::is(Canary::TornPayloadAccepted);
-                    if in_doubt && self.is_current(put) && !is_intact(slab, self.superblock, put).await? {
+                    if torn.contains(&(frame.sequence, ordinal)) {
                         self.rejected.torn_payload += 1;
                         self.voids.push(Record::Void { sequence: frame.sequence, ordinal });
                         continue;
@@ -164,6 +162,31 @@ impl<'a> Replay<'a> {
         let settled_through = self.state.journal.head.chain.sequence - 1;
         let Replay { state, voids, rejected, records, .. } = self;
         Ok(Replayed { state, voids, settled_through, rejected, records })
+    }
+
+    /// The puts of unsynced frames whose payload is not there; only those that would count are looked at.
+    async fn torn_in<F: DiskFile, R: Runtime>(
+        &self,
+        frames: &[ScannedFrame],
+        runtime: &R,
+        slab: &F,
+    ) -> Result<HashSet<RecordAt>, IoError> {
+        if canary::is(Canary::TornPayloadAccepted) {
+            return Ok(HashSet::new());
+        }
+        let mut doubtful = Vec::new();
+        for frame in frames.iter().filter(|frame| frame.sequence > self.scanned.synced_through) {
+            for (ordinal, record) in (0u32..).zip(&frame.records) {
+                let at = (frame.sequence, ordinal);
+                if let Record::Put(put) = record
+                    && self.is_current(put)
+                    && !self.scanned.voids.contains(&at)
+                {
+                    doubtful.push(Doubtful { at, put });
+                }
+            }
+        }
+        doubt::torn(slab, runtime, self.superblock, &doubtful).await
     }
 
     fn apply(&mut self, record: Record) {
@@ -208,6 +231,8 @@ impl<'a> Replay<'a> {
         self.saw(put.generation, 1);
         if !self.is_possible(put) {
             self.rejected.malformed += 1;
+        } else if self.stale.is_empty() && self.is_current(put) {
+            self.state.publish_put(put, &PutMode::Replay);
         } else if self.hides(put.identity, put.generation) {
             self.rejected.outlived += u64::from(self.is_current(put));
         } else if self.is_current(put) {
@@ -287,19 +312,7 @@ pub fn is_possible(put: &PutRecord, superblock: &Superblock, node: &NodeIdentity
 /// # Errors
 /// What the device said.
 pub async fn is_intact<F: DiskFile>(slab: &F, superblock: &Superblock, put: &PutRecord) -> Result<bool, IoError> {
-    let Place { region, .. } = put.at;
-    let region_at = superblock.regions_at() + u64::from(region) * superblock.region_bytes;
-    let located = Located {
-        shard: u16::try_from(superblock.shard).expect("the owner was checked: its number is a u16"),
-        offset: region_at + put.at.offset(),
-        len_bytes: put.len_bytes,
-        identity: put.identity,
-        generation: put.generation,
-        sums: put.sums.clone(),
-        etag: None,
-        pin: Pin { region },
-    };
-    let reader = BlockReader::new(slab.clone(), located);
+    let reader = BlockReader::new(slab.clone(), doubt::located(superblock, put));
     for index in 0..reader.piece_count() {
         match reader.piece(index).await {
             Ok(_) => {}

@@ -10,14 +10,17 @@
 use forebay_io::frame::{self, Chain, FrameKind, Reject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{DiskFile, IoError};
+use futures::future::{FutureExt, LocalBoxFuture};
+use futures::stream::{FuturesOrdered, StreamExt};
 use std::collections::HashSet;
 
 use super::journal::{self, Point, Ring};
 use super::record::Record;
 use crate::canary::{self, Canary};
 
-/// Bytes read ahead.
-const WINDOW_BYTES: usize = 256 << 10;
+/// One read, and how many are in flight.
+const READ_BYTES: u64 = 1 << 20;
+const READS_AHEAD: usize = 4;
 
 /// What a journal holds.
 pub struct Scanned {
@@ -90,13 +93,12 @@ pub async fn scan<F: DiskFile>(slab: &F, store_id: u64, ring: Ring, from: Point)
         skipped: 0,
         lost: 0,
     };
-    let mut window = Window { at: from.position, bytes: Vec::new() };
+    let mut window = Window::new(slab, ring, from.position);
     let mut missing: Vec<(u64, u64)> = Vec::new();
     let mut position = from.position;
     let mut is_torn = false;
     while position < from.position + ring.len_bytes {
-        let left = from.position + ring.len_bytes - position;
-        let found = match window.frame(slab, store_id, ring, position, left).await? {
+        let found = match window.frame(store_id, position).await? {
             Ok(found) if found.head.kind == FrameKind::Journal => found,
             reject => {
                 is_torn |= position == scanned.end.position && matches!(reject, Err(Reject::Sum));
@@ -168,10 +170,10 @@ pub async fn scan_ring<F: DiskFile>(slab: &F, store_id: u64, ring: Ring) -> Resu
         torn: 0,
         malformed: 0,
     };
-    let mut window = Window { at: 0, bytes: Vec::new() };
+    let mut window = Window::new(slab, ring, 0);
     let mut position = 0;
     while position < ring.len_bytes {
-        match window.frame(slab, store_id, ring, position, ring.len_bytes).await? {
+        match window.frame(store_id, position).await? {
             Ok(found) if found.head.kind == FrameKind::Journal => {
                 position += found.len_bytes() as u64;
                 read.synced_through = read.synced_through.max(found.head.synced_through);
@@ -199,28 +201,39 @@ pub async fn scan_ring<F: DiskFile>(slab: &F, store_id: u64, ring: Ring) -> Resu
     Ok(read)
 }
 
-struct Window {
+/// One lap of the ring, read in order: several reads in flight while frames are decoded.
+struct Window<F> {
+    reads: Reads<F>,
+    /// The position of the first of `bytes`.
     at: u64,
+    /// What was read and is not behind the walk.
     bytes: Vec<u8>,
 }
 
-impl Window {
-    /// The frame that begins at `position`, of at most `left` bytes.
-    async fn frame<F: DiskFile>(
-        &mut self,
-        slab: &F,
-        store_id: u64,
-        ring: Ring,
-        position: u64,
-        left: u64,
-    ) -> Result<Result<frame::Frame<'_>, Reject>, IoError> {
-        self.fill(slab, ring, position, SECTOR_BYTES, left).await?;
-        let longer = match frame::decode(store_id, self.from(position)) {
-            Err(Reject::Longer { frame_bytes, .. }) if frame_bytes as u64 <= left => frame_bytes,
-            _ => 0,
-        };
-        if longer > 0 {
-            self.fill(slab, ring, position, longer, left).await?;
+struct Reads<F> {
+    slab: F,
+    ring: Ring,
+    /// Where the next read begins.
+    next: u64,
+    /// Where the lap ends.
+    until: u64,
+    in_flight: FuturesOrdered<LocalBoxFuture<'static, Result<Vec<u8>, IoError>>>,
+}
+
+impl<F: DiskFile> Window<F> {
+    fn new(slab: &F, ring: Ring, from: u64) -> Window<F> {
+        let (slab, until) = (slab.clone(), from + ring.len_bytes);
+        let reads = Reads { slab, ring, next: from, until, in_flight: FuturesOrdered::new() };
+        Window { reads, at: from, bytes: Vec::new() }
+    }
+
+    /// The frame that begins at `position`, if it ends inside the lap. Positions only grow, and never pass a frame's end.
+    async fn frame(&mut self, store_id: u64, position: u64) -> Result<Result<frame::Frame<'_>, Reject>, IoError> {
+        self.fill(position, SECTOR_BYTES as u64).await?;
+        if let Err(Reject::Longer { frame_bytes, .. }) = frame::decode(store_id, self.from(position))
+            && position + frame_bytes as u64 <= self.reads.until
+        {
+            self.fill(position, frame_bytes as u64).await?;
         }
         Ok(frame::decode(store_id, self.from(position)))
     }
@@ -229,22 +242,31 @@ impl Window {
         &self.bytes[(position - self.at) as usize..]
     }
 
-    /// Makes sure that `len` bytes from `position` on are here, reading ahead as far as `left` allows.
-    async fn fill<F: DiskFile>(
-        &mut self,
-        slab: &F,
-        ring: Ring,
-        position: u64,
-        len: usize,
-        left: u64,
-    ) -> Result<(), IoError> {
-        let have = self.at + self.bytes.len() as u64;
-        if position >= self.at && position + len as u64 <= have {
-            return Ok(());
+    /// Makes sure that `len` bytes from `position` on are here; what is before them goes.
+    async fn fill(&mut self, position: u64, len: u64) -> Result<(), IoError> {
+        while self.at + (self.bytes.len() as u64) < position + len {
+            let passed = (position - self.at) as usize;
+            let more = self.reads.next().await?;
+            if passed == self.bytes.len() {
+                self.bytes = more;
+            } else {
+                self.bytes.drain(..passed);
+                self.bytes.extend_from_slice(&more);
+            }
+            self.at = position;
         }
-        let read_bytes = (left as usize).min(WINDOW_BYTES.max(len));
-        self.bytes = journal::read(slab, ring, position, read_bytes).await?;
-        self.at = position;
         Ok(())
+    }
+}
+
+impl<F: DiskFile> Reads<F> {
+    async fn next(&mut self) -> Result<Vec<u8>, IoError> {
+        while self.in_flight.len() < READS_AHEAD && self.next < self.until {
+            let (slab, ring, from) = (self.slab.clone(), self.ring, self.next);
+            let len = (self.until - from).min(READ_BYTES) as usize;
+            self.in_flight.push_back(async move { journal::read(&slab, ring, from, len).await }.boxed_local());
+            self.next += len as u64;
+        }
+        self.in_flight.next().await.expect("nobody asks for more than the lap has")
     }
 }
