@@ -64,6 +64,13 @@ impl Index {
         inserted
     }
 
+    /// Whether `identity` is above all others of its segment, so that it surely has no entry. Recovery reads checkpoints in
+    /// order of identity, and asks this for every block.
+    #[must_use]
+    pub fn is_above_all(&self, identity: Identity) -> bool {
+        self.segments[segment_of(identity)].is_above_all(identity)
+    }
+
     /// Takes the entry of `identity` out.
     pub fn remove(&mut self, identity: Identity) -> Option<Entry> {
         let removed = self.segments[segment_of(identity)].remove(identity);
@@ -112,6 +119,8 @@ struct Segment {
     slots: Box<[Entry]>,
     home_slots: usize,
     count: usize,
+    /// Behind the last slot that is taken.
+    end: usize,
 }
 
 impl Segment {
@@ -137,10 +146,19 @@ impl Segment {
         }
     }
 
+    /// Whether `identity` is above all that are here: recovery inserts in order, and need not search.
+    fn is_above_all(&self, identity: Identity) -> bool {
+        self.end == 0 || self.slots[self.end - 1].identity() < identity
+    }
+
     fn insert(&mut self, entry: Entry) -> Inserted {
-        let mut slot = match self.search(entry.identity()) {
-            Ok(slot) => return Inserted::Replaced(std::mem::replace(&mut self.slots[slot], entry)),
-            Err(slot) => slot,
+        let mut slot = if self.is_above_all(entry.identity()) {
+            self.home(entry.identity()).max(self.end)
+        } else {
+            match self.search(entry.identity()) {
+                Ok(slot) => return Inserted::Replaced(std::mem::replace(&mut self.slots[slot], entry)),
+                Err(slot) => slot,
+            }
         };
         let mut is_full = self.count >= self.home_slots * LOAD_MAX_16TH / 16;
         while is_full || !self.place(slot, entry) {
@@ -157,6 +175,7 @@ impl Segment {
         let Some(free) = self.slots[slot..].iter().position(Entry::is_empty) else { return false };
         self.slots.copy_within(slot..slot + free, slot + 1);
         self.slots[slot] = entry;
+        self.end = self.end.max(slot + free + 1);
         true
     }
 
@@ -172,6 +191,9 @@ impl Segment {
             slot += 1;
         }
         self.slots[slot] = Entry::default();
+        while self.end > 0 && self.slots[self.end - 1].is_empty() {
+            self.end -= 1;
+        }
         self.count -= 1;
         Some(removed)
     }
@@ -183,16 +205,16 @@ impl Segment {
                 slots: vec![Entry::default(); home_slots + tail_slots(home_slots)].into_boxed_slice(),
                 home_slots,
                 count: self.count,
+                end: 0,
             };
-            let mut next_free = 0;
             for entry in self.slots.iter().filter(|entry| !entry.is_empty()) {
-                let slot = larger.home(entry.identity()).max(next_free);
+                let slot = larger.home(entry.identity()).max(larger.end);
                 let Some(free) = larger.slots.get_mut(slot) else {
                     home_slots += home_slots / GROWTH_DIVISOR + 1;
                     continue 'larger;
                 };
                 *free = *entry;
-                next_free = slot + 1;
+                larger.end = slot + 1;
             }
             *self = larger;
             return;
@@ -268,10 +290,29 @@ mod tests {
                     assert_eq!(index.remove(Identity(known)), model.remove(&known), "seed {seed}");
                 }
                 assert_eq!(index.find(Identity(identity)), model.get(&identity).copied(), "seed {seed}");
+                let is_last = model.range(identity..).all(|(other, _)| other >> 118 != identity >> 118);
+                assert_eq!(index.is_above_all(Identity(identity)), is_last, "seed {seed}");
                 assert_eq!(index.count(), model.len() as u64, "seed {seed}");
             }
             assert_eq!(walk(&index, 7), model.into_values().collect::<Vec<_>>(), "seed {seed}");
         }
+    }
+
+    #[test]
+    fn in_order_or_not_the_same_entries_are_found() {
+        let mut random = SmallRng::seed_from_u64(6);
+        let mut identities: Vec<u128> = (0..50_000).map(|_| random.random()).collect();
+        identities.extend((0..64).map(|crowded| crowded << 60));
+        identities.sort_unstable();
+        identities.dedup();
+        let mut index = Index::default();
+        for &identity in &identities {
+            assert!(index.is_above_all(Identity(identity)));
+            assert_eq!(index.insert(entry(identity, 1)), Inserted::New);
+        }
+        assert_eq!(index.insert(entry(identities[7], 2)), Inserted::Replaced(entry(identities[7], 1)));
+        assert!(identities.iter().all(|identity| index.find(Identity(*identity)).is_some()));
+        assert_eq!(walk(&index, 99).iter().map(|entry| entry.identity().0).collect::<Vec<_>>(), identities);
     }
 
     #[test]

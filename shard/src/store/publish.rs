@@ -57,6 +57,10 @@ impl State {
     pub fn publish_put(&mut self, put: &PutRecord, mode: &PutMode) -> bool {
         let region = self.regions.at(put.at.region);
         assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
+        if matches!(mode, PutMode::Replay) && put.dirty.is_none() && self.index.is_above_all(put.identity) {
+            self.add(put, EntryIs::Clean);
+            return true;
+        }
         if !self.admits(put.identity, put.generation, mode) {
             return false;
         }
@@ -79,11 +83,8 @@ impl State {
             assert!(current.generation() <= put.generation, "I13: no older generation replaces a newer one");
             self.release(current);
         }
-        let proof = self.extensions.add(put.sums.clone(), put.etag.clone());
-        let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, state);
-        self.index.insert(entry);
+        self.add(put, state);
         let region = self.regions.at_mut(put.at.region);
-        region.live += 1;
         if let Some(record) = dirty {
             region.dirty_bytes += footprint(put.len_bytes);
             self.dirty_bytes += u64::from(put.len_bytes);
@@ -91,6 +92,14 @@ impl State {
             self.dirty.insert(put.identity, record);
         }
         true
+    }
+
+    /// Enters a block in index and region.
+    fn add(&mut self, put: &PutRecord, state: EntryIs) {
+        let proof = self.extensions.add(put.sums.clone(), put.etag.clone());
+        let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, state);
+        self.index.insert(entry);
+        self.regions.at_mut(put.at.region).live += 1;
     }
 
     /// Makes a delete the entry of its identity, unless a newer generation is there.
