@@ -14,12 +14,12 @@ use std::time::Duration;
 
 use bench::{Bench, content};
 use forebay_io::Runtime;
-use forebay_io::sim::{Faults, OneIn, Survival};
+use forebay_io::sim::{Faults, Latency, OneIn, Survival};
 use forebay_shard::config::Geometry;
 use forebay_shard::outcome::{DeclinedReason, Durability, PutDone, Removed};
 use forebay_shard::sim_origin::Link;
-use forebay_shard::store::{Commit, Validity, slab_name};
-use futures::future::join;
+use forebay_shard::store::{Appended, Commit, Validity, slab_name};
+use futures::future::{join, join_all};
 use node::{Answer, Node, body, config, key, put};
 
 /// Regions are open for clean and for dirty records, so that the next record's commit is the one that fails.
@@ -196,5 +196,22 @@ fn i1_what_was_evicted_from_a_quarantined_region_does_not_come_back_over_the_byt
         assert_eq!(store.recovered.entries, 0);
         store.put("next", content(3, 9_000)).await.unwrap();
         assert_eq!(store.read("next").await, Some(content(3, 9_000)));
+    });
+}
+
+#[test]
+fn an_append_waits_for_a_region_that_is_being_opened_however_long_the_queue_before_it() {
+    let bench = Bench::new(1, bench::geometry());
+    // Each write and sync takes 0.8 s: a commit of what is queued and one of the opening take longer than a full disk is
+    // waited for.
+    bench.world.set_latency(Latency { write_us: 800_000..800_000, sync_us: 800_000..800_000, ..Latency::default() });
+    bench.run(async |store| {
+        let names: Vec<String> = (0..150).map(|n| format!("f{n}")).collect();
+        let fills =
+            (0..).zip(&names).map(|(n, name)| store.fill(name, content(n, 4_000), Validity::default(), Commit::Lazy));
+        for filled in join_all(fills).await {
+            assert!(matches!(filled, Ok(Appended::Published)), "there is room for all: {filled:?}");
+        }
+        assert_eq!(store.store.stats().evicted, 0);
     });
 }

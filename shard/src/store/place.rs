@@ -27,6 +27,9 @@ use crate::key::Generation;
 
 /// How long an append waits for a free region before it is declined.
 pub const FULL_WAIT: Duration = Duration::from_secs(2);
+/// How long it waits in all, if its region is only being opened: the record of that stands behind everything that was queued
+/// before, and a full journal stands still until a checkpoint is written. That says nothing about room on the disk.
+const OPENING_WAIT: Duration = Duration::from_secs(30);
 
 /// A record without a place.
 pub struct Draft {
@@ -66,9 +69,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// Reserves a place for `draft` and queues its record. The receiver tells how its commit ended.
     ///
     /// # Errors
-    /// [`StoreError::Full`] after [`FULL_WAIT`] without a free region; `Failed` and `Closing`.
+    /// [`StoreError::Full`] after [`FULL_WAIT`] without a free region, or a longer wait for one that is being opened; `Failed` and
+    /// `Closing`.
     pub async fn place(self: &Rc<Self>, mut draft: Draft) -> Result<oneshot::Receiver<Decided>, StoreError> {
         let kind = draft.stream();
+        let began = self.runtime.now();
         let mut patience = pin!(self.runtime.sleep(FULL_WAIT));
         loop {
             let changed = self.signals.regions.listen();
@@ -88,7 +93,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 }
             }
             if let Either::Right(_) = select(changed, patience.as_mut()).await {
-                return Err(StoreError::Full);
+                let is_opening = self.state.borrow_mut().stream(kind).opening;
+                if !is_opening || self.runtime.now().since(began) >= OPENING_WAIT {
+                    return Err(StoreError::Full);
+                }
+                patience.set(self.runtime.sleep(FULL_WAIT));
             }
         }
     }
