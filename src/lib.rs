@@ -2,6 +2,7 @@
 //!
 //! The library behind the one binary. With `--no-default-features --features client` only what a client links is built.
 
+pub mod lease;
 pub mod placement;
 pub mod problem;
 pub mod token;

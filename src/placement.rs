@@ -55,8 +55,26 @@ pub struct Member {
 }
 
 /// One block's key, hashed for ranking. Hashed once, however many members there are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct KeyHash(u64);
+
+/// For tables by [`KeyHash`], which is its own hash.
+#[derive(Default)]
+pub struct KeyHasher(u64);
+
+impl Hasher for KeyHasher {
+    fn write_u64(&mut self, hash: u64) {
+        self.0 = hash;
+    }
+
+    fn write(&mut self, _bytes: &[u8]) {
+        unreachable!("only hashes of keys are hashed");
+    }
+
+    fn finish(&self) -> u64 {
+        self.0
+    }
+}
 
 impl KeyHash {
     /// The hash of `key` (decoded, 1–1,024 bytes) in `volume`.
