@@ -17,6 +17,7 @@ use crate::get::Get;
 use crate::load::{Pace, Waiting};
 use crate::peers::{Lab, Peer, Running};
 use crate::report::Report;
+use crate::results;
 
 /// The share of a core that idle peers may use without a remark.
 const IDLE_SHARE_MAX: f64 = 0.02;
@@ -122,7 +123,7 @@ impl Compare {
             text.push_str(&section);
         }
         if let Some(file) = &self.write {
-            table::write_marked(file, &text)?;
+            results::write_marked(file, "compare", &text)?;
             eprintln!("written to {}", file.display());
         }
         Ok(())

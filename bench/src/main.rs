@@ -10,9 +10,12 @@ mod get;
 mod load;
 mod peers;
 mod put;
+mod random;
 mod replay;
 mod report;
 mod response;
+mod results;
+mod simulate;
 mod target;
 mod units;
 mod wire;
@@ -44,6 +47,8 @@ enum Command {
     Compare(compare::Compare),
     /// Run a trace through cache policies: misses and bytes written, Forebay's beside those of the papers
     Replay(replay::Replay),
+    /// Simulate groups too large to own: placement, bounded load, hot-block leases, members that come and go
+    Simulate(simulate::Simulate),
 }
 
 fn main() -> ExitCode {
@@ -53,6 +58,7 @@ fn main() -> ExitCode {
         Command::Fill(fill) => fill.run(),
         Command::Compare(compare) => compare.run(),
         Command::Replay(replay) => replay.run(),
+        Command::Simulate(simulate) => simulate.run(),
     };
     match outcome {
         Ok(()) => ExitCode::SUCCESS,

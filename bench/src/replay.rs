@@ -8,7 +8,6 @@ mod csv;
 mod generate;
 mod oracle;
 mod policies;
-mod random;
 mod suite;
 mod table;
 mod trace;
@@ -25,6 +24,7 @@ use self::generate::Generator;
 use self::policies::{Name, Replayed};
 use self::table::Cell;
 use self::trace::{Format, Request, Source};
+use crate::results;
 use crate::units::{parse_size, show_size};
 
 /// `forebay-bench replay`
@@ -116,7 +116,7 @@ impl Replay {
         let text = table::render(&cells);
         print!("{text}");
         match &self.write {
-            Some(file) => table::write(file, &text),
+            Some(file) => results::write_marked(file, "replay", &text),
             None => Ok(()),
         }
     }

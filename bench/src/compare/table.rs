@@ -1,20 +1,15 @@
-//! The comparison's tables in markdown, and the file they are kept in.
+//! The comparison's tables in markdown.
 //!
 //! A figure is the median of all rounds, with the smallest and the largest in brackets. Called by `compare`.
 
 use std::fmt::Write as _;
 use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
 
 use super::{Case, Row, Source};
 use crate::peers::Peer;
 use crate::report::Report;
 use crate::units::show_size;
 
-const BEGIN: &str = "<!-- compare: begin -->";
-const END: &str = "<!-- compare: end -->";
 /// Below this size requests count, above it bytes do.
 const SMALL_BYTES: u64 = 64 << 10;
 
@@ -116,37 +111,9 @@ impl Spread {
     }
 }
 
-/// Puts the text between the file's marks; a file without marks, or none, gets them at its end.
-///
-/// # Errors
-/// The file cannot be read or written.
-pub fn write_marked(file: &Path, text: &str) -> Result<()> {
-    let old = if file.exists() { fs::read_to_string(file)? } else { String::new() };
-    let (before, after) = match (old.split_once(BEGIN), old.split_once(END)) {
-        (Some((before, _)), Some((_, after))) => (before.to_owned(), after.to_owned()),
-        _ => (format!("{old}\n"), "\n".to_owned()),
-    };
-    let new = format!("{before}{BEGIN}\n{}\n{END}{after}", text.trim_end());
-    fs::write(file, new).with_context(|| file.display().to_string())
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_marked_part_of_a_file_is_replaced() {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("RESULTS.md");
-        fs::write(&file, format!("# Results\n\n{BEGIN}\nold\n{END}\n\n## More\n")).unwrap();
-        write_marked(&file, "new\n").unwrap();
-        assert_eq!(fs::read_to_string(&file).unwrap(), format!("# Results\n\n{BEGIN}\nnew\n{END}\n\n## More\n"));
-        let fresh = folder.path().join("fresh.md");
-        write_marked(&fresh, "first").unwrap();
-        write_marked(&fresh, "second").unwrap();
-        assert_eq!(fs::read_to_string(&fresh).unwrap(), format!("\n{BEGIN}\nsecond\n{END}\n"));
-    }
 
     #[test]
     fn medians_are_those_of_the_middle() {

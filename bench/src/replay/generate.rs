@@ -11,8 +11,8 @@ use std::str::FromStr;
 
 use anyhow::Result;
 
-use super::random::{Random, Zipf, mixed};
 use super::trace::{BATCH_COUNT, Request, Source};
+use crate::random::{Random, Zipf, mixed};
 use crate::units::{parse_size, show_size};
 
 /// Keys of one scan.

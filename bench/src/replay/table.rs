@@ -1,20 +1,13 @@
-//! The replay's tables in markdown, and the file they are kept in.
+//! The replay's tables in markdown.
 //!
 //! Rows are capacities, columns policies. Ratios of misses are percent. Written is what would go to a disk per byte served:
 //! what was let in and what was queued again, as if the queues were logs. Called by `replay`.
 
 use std::fmt::Write as _;
-use std::fs;
-use std::path::Path;
-
-use anyhow::{Context, Result};
 
 use super::Capacity;
 use super::policies::{Name, Tally};
 use crate::units::show_size;
-
-const BEGIN: &str = "<!-- replay: begin -->";
-const END: &str = "<!-- replay: end -->";
 
 /// One trace at one capacity.
 pub struct Cell {
@@ -91,18 +84,6 @@ fn row(cell: &Cell, measure: &Measure, is_first: bool, has_own: bool) -> String 
     }
     line.push('\n');
     line
-}
-
-/// Replaces the marked part of `file` by `text`.
-///
-/// # Errors
-/// The file can't be read or written, or has no marks.
-pub fn write(file: &Path, text: &str) -> Result<()> {
-    let context = || format!("--write {}", file.display());
-    let old = fs::read_to_string(file).with_context(context)?;
-    let marked = old.split_once(BEGIN).and_then(|(before, rest)| Some((before, rest.split_once(END)?.1)));
-    let (before, after) = marked.with_context(|| format!("{}: no `{BEGIN}` … `{END}` in it", file.display()))?;
-    fs::write(file, format!("{before}{BEGIN}\n\n{}\n\n{END}{after}", text.trim_end())).with_context(context)
 }
 
 fn share(part: u64, whole: u64) -> f64 {

@@ -1,6 +1,6 @@
-//! Numbers for generated traces: the same for the same seed, in every build and for ever.
+//! Numbers for generated traces and simulated clients: the same for the same seed, in every build and for ever.
 //!
-//! Used by `generate`. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA '14); library generators don't promise to
+//! Used by `replay` and `simulate`. The generator is SplitMix64 (Steele, Lea, Flood, OOPSLA '14); library generators don't promise to
 //! stay the same. The sampler of Zipf's law is Walker's alias method as Vose builds it: exact, one table look a number.
 
 /// A stream of 64-bit numbers.
