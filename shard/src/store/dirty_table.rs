@@ -5,10 +5,10 @@
 //! is not taken for work to be done again. Upholds I4's account and, with `salvage`, promise 1.
 
 use std::collections::hash_map::Values;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::rc::Rc;
 
-use super::block::DirtyRecord;
+use super::block::{Certainty, DirtyRecord};
 use super::footer::{DirtyNote, NOTED_MAX};
 use crate::key::{Generation, Identity};
 
@@ -16,7 +16,7 @@ use crate::key::{Generation, Identity};
 #[derive(Default)]
 pub struct DirtyTable {
     by_identity: HashMap<Identity, Rc<DirtyRecord>>,
-    generations: BTreeSet<Generation>,
+    generations: BTreeMap<Generation, Certainty>,
     /// Puts and deletes that were begun and are neither published nor dropped.
     undecided: BTreeSet<Generation>,
 }
@@ -30,8 +30,8 @@ impl DirtyTable {
 
     /// Adds the record of an identity that has none.
     pub fn insert(&mut self, identity: Identity, record: Rc<DirtyRecord>) {
-        let is_new = self.generations.insert(record.generation);
-        assert!(is_new, "a generation is given out once");
+        let same = self.generations.insert(record.generation, record.certainty);
+        assert!(same.is_none(), "a generation is given out once");
         let earlier = self.by_identity.insert(identity, record);
         assert!(earlier.is_none(), "I4: what is superseded is taken out first");
     }
@@ -74,15 +74,18 @@ impl DirtyTable {
     #[must_use]
     pub fn note(&self, sequence: u64, durable: u64, next_generation: Generation) -> DirtyNote {
         let horizon = self.undecided.first().copied().unwrap_or(next_generation).min(next_generation);
-        let mut dirty: Vec<Generation> = self.generations.range(..horizon).take(NOTED_MAX + 1).copied().collect();
-        let below = if dirty.len() > NOTED_MAX { dirty.pop().unwrap_or(horizon) } else { horizon };
-        DirtyNote { sequence, durable, next_generation, below, dirty }
+        let noted = || self.generations.range(..horizon);
+        let below = noted().nth(NOTED_MAX).map_or(horizon, |(generation, _)| *generation);
+        let dirty = noted().take(NOTED_MAX).map(|(generation, _)| *generation).collect();
+        let unsure = noted().take(NOTED_MAX).filter(|(_, certainty)| **certainty == Certainty::Unsure);
+        let unsure = unsure.map(|(generation, _)| *generation).collect();
+        DirtyNote { sequence, durable, next_generation, below, dirty, unsure }
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::block::{Certainty, DirtyKind};
+    use super::super::block::DirtyKind;
     use super::*;
     use crate::key::BlockKey;
 

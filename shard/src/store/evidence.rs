@@ -52,6 +52,21 @@ impl Trace {
         }
     }
 
+    /// The same record as `other` names it: unsure if either is.
+    fn weaken(&mut self, other: &Trace) {
+        let is_unsure = match other {
+            Trace::Put(put, _) => put.dirty.as_ref().is_some_and(|dirty| dirty.certainty == Certainty::Unsure),
+            Trace::Tombstone(record, _) => record.certainty == Certainty::Unsure,
+        };
+        let record = match self {
+            Trace::Put(put, _) => put.dirty.as_deref_mut(),
+            Trace::Tombstone(record, _) => Some(&mut **record),
+        };
+        if let Some(record) = record.filter(|_| is_unsure) {
+            record.certainty = Certainty::Unsure;
+        }
+    }
+
     /// The epoch of its region; a tombstone lies nowhere.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
@@ -218,7 +233,9 @@ impl<'a> Evidence<'a> {
     fn weigh(&self, version: &mut Version) {
         let note = self.note.as_ref().filter(|note| note.names(version.generation));
         let seen = version.traces.iter().filter_map(|trace| trace.seen().at).chain(note.map(|note| note.sequence));
-        let is_sure = seen.max().is_some_and(|at| at.saturating_add(1) >= self.complete_from);
+        // What an earlier disaster left unsure, no later frame makes sure.
+        let was_unsure = note.is_some_and(|note| note.is_unsure(version.generation));
+        let is_sure = seen.max().is_some_and(|at| at.saturating_add(1) >= self.complete_from) && !was_unsure;
         version.certainty = if is_sure { Certainty::Sure } else { Certainty::Unsure };
         version.was_dirty = note.is_some() || version.traces.iter().any(|trace| trace.seen().is_durable);
     }
@@ -241,6 +258,7 @@ impl<'a> Evidence<'a> {
         match same {
             // The same record, seen again.
             Some(known) => {
+                known.weaken(&trace);
                 let (Trace::Put(_, seen) | Trace::Tombstone(_, seen)) = known;
                 seen.at = seen.at.max(trace.seen().at);
                 seen.is_durable |= trace.seen().is_durable;

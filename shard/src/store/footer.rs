@@ -3,7 +3,7 @@
 //!
 //! ```text
 //!  ├ payloads … ┼ (unused) ┼ footer frame 1 ┼ … ┼ footer frame n ┼ trailer: one sector ┤ region's end
-//!  trailer's payload:  bytes of all footer frames 8 │ dirty lines 8 │ note: sequence 8 │ durable 8 │ next generation 8 │ below 8 │ dirty generations 8 × n
+//!  trailer's payload:  bytes of all footer frames 8 │ dirty lines 8 │ note: sequence 8 │ durable 8 │ next generation 8 │ below 8 │ dirty generations 8 × n (bit 63: unsure)
 //! ```
 //! The frames chain from the region's epoch, so a footer of an earlier epoch never passes. They hold the puts of the region
 //! and, in regions of the dirty stream, tombstones that were acknowledged meanwhile: those have no place of their own. The
@@ -21,6 +21,8 @@ use crate::key::Generation;
 /// So many dirty generations fit into a trailer beside its fixed fields, which keeps it one sector.
 pub const NOTED_MAX: usize = (SECTOR_BYTES - FRAME_HEADER_BYTES - NOTE_FIXED_BYTES) / 8;
 const NOTE_FIXED_BYTES: usize = 48;
+/// Marks a noted generation as unsure; generations are far smaller.
+const IS_UNSURE: u64 = 1 << 63;
 
 /// What was dirty when a region was sealed. Whatever has a generation below `below` and is not listed was confirmed by the
 /// origin or superseded by then, for ever.
@@ -36,6 +38,8 @@ pub struct DirtyNote {
     pub below: Generation,
     /// Ascending, all of them below the bound.
     pub dirty: Vec<Generation>,
+    /// Those of them that were unsure: an earlier disaster may hide what settled them.
+    pub unsure: Vec<Generation>,
 }
 
 impl DirtyNote {
@@ -49,6 +53,12 @@ impl DirtyNote {
     #[must_use]
     pub fn names(&self, generation: Generation) -> bool {
         self.dirty.binary_search(&generation).is_ok()
+    }
+
+    /// Whether what this generation wrote was dirty, and unsure.
+    #[must_use]
+    pub fn is_unsure(&self, generation: Generation) -> bool {
+        self.unsure.binary_search(&generation).is_ok()
     }
 }
 
@@ -81,7 +91,8 @@ impl Trailer {
     fn encode(frames_bytes: u64, dirty_count: u64, note: &DirtyNote) -> Vec<u8> {
         assert!(note.dirty.len() <= NOTED_MAX && note.dirty.is_sorted(), "a note fits into its sector");
         let fixed = [frames_bytes, dirty_count, note.sequence, note.durable, note.next_generation.0, note.below.0];
-        let fields = fixed.into_iter().chain(note.dirty.iter().map(|generation| generation.0));
+        let marked = |generation: &Generation| generation.0 | if note.is_unsure(*generation) { IS_UNSURE } else { 0 };
+        let fields = fixed.into_iter().chain(note.dirty.iter().map(marked));
         fields.flat_map(u64::to_le_bytes).collect()
     }
 
@@ -95,13 +106,18 @@ impl Trailer {
         let dirty_count = fields.next()?;
         let (sequence, durable) = (fields.next()?, fields.next()?);
         let (next_generation, below) = (Generation(fields.next()?), Generation(fields.next()?));
-        let dirty: Vec<Generation> = fields.map(Generation).collect();
+        let (mut dirty, mut unsure) = (Vec::new(), Vec::new());
+        for field in fields {
+            let generation = Generation(field & !IS_UNSURE);
+            dirty.push(generation);
+            unsure.extend((field & IS_UNSURE != 0).then_some(generation));
+        }
         let is_possible = rest.is_empty()
             && frame.head.record_count == 0
             && next_generation.0 < 1 << 48
             && dirty.is_sorted()
             && dirty.last().is_none_or(|newest| *newest < below);
-        let note = DirtyNote { sequence, durable, next_generation, below, dirty };
+        let note = DirtyNote { sequence, durable, next_generation, below, dirty, unsure };
         let (previous_sum, sequence) = (frame.head.previous_sum, frame.head.sequence);
         is_possible.then_some(Trailer { frames_bytes, dirty_count, note, previous_sum, sequence })
     }
@@ -299,8 +315,10 @@ mod tests {
     }
 
     fn note(dirty: &[u64]) -> DirtyNote {
-        let dirty = dirty.iter().copied().map(Generation).collect();
-        DirtyNote { sequence: 9, durable: 8, next_generation: Generation(1000), below: Generation(900), dirty }
+        let dirty: Vec<Generation> = dirty.iter().copied().map(Generation).collect();
+        let unsure = dirty.iter().copied().filter(|generation| generation.0 == 800).collect();
+        let (next_generation, below) = (Generation(1000), Generation(900));
+        DirtyNote { sequence: 9, durable: 8, next_generation, below, dirty, unsure }
     }
 
     #[test]

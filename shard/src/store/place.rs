@@ -116,15 +116,20 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     /// Takes a region out of use after a failed write. Good records in it are still served.
-    fn quarantine(&self, region: u32, error: &Rc<IoError>) {
+    fn quarantine(self: &Rc<Self>, region: u32, error: &Rc<IoError>) {
         tracing::error!(shard = self.superblock.shard, region, %error, "a write failed; the region is quarantined");
         self.mark_quarantined(region);
-        let unwritten = self.change(|state| {
+        let open = self.change(|state| {
             let stream = state.streams.iter_mut().find(|stream| is_open(stream.open.as_ref(), region))?;
-            stream.open.take()?.seal_batch()
+            state.regions.at_mut(region).is_footer_due = true;
+            stream.open.take()
         });
-        if let Some(launch) = unwritten {
-            launch.batch.resolve(Err(Rc::clone(error)));
+        if let Some(mut open) = open {
+            if let Some(launch) = open.seal_batch() {
+                launch.batch.resolve(Err(Rc::clone(error)));
+            }
+            // What was acknowledged there, deletes above all, is listed like anything else (promise 1, after a disaster).
+            self.seal(open);
         }
         self.signals.regions.notify(usize::MAX);
     }
@@ -183,7 +188,6 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             region.state = RegionState::Sealed;
         }
         self.signals.reclaim.notify(1);
-        self.signals.quarantine.notify(1);
     }
 }
 

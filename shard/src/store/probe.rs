@@ -11,9 +11,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use forebay_io::{Disk, DiskFile, IoError, Runtime};
-use futures::future::select;
+use futures::future::{Either, select};
 
 use super::commit::{Change, Item};
+use super::footer;
 use super::record::Record;
 use super::regions::RegionState;
 use super::state::{Core, Life};
@@ -23,6 +24,8 @@ use crate::canary::{self, Canary};
 pub const PROBE_EVERY: Duration = Duration::from_secs(300);
 /// A probe writes and reads so much at once.
 const PROBE_BYTES: u64 = 1 << 20;
+/// After a region was quarantined: until its other writes and its footer are through.
+const SETTLE: Duration = Duration::from_secs(1);
 
 impl<D: Disk, R: Runtime> Core<D, R> {
     /// Takes a region out of use, now and after a restart.
@@ -51,10 +54,13 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             }
             if quarantined == 0 || life != Life::Running {
                 changed.await;
-                continue;
+                self.runtime.sleep(SETTLE).await;
+            } else {
+                let pause = std::pin::pin!(self.runtime.sleep(PROBE_EVERY));
+                if let Either::Left(_) = select(changed, pause).await {
+                    self.runtime.sleep(SETTLE).await;
+                }
             }
-            let pause = std::pin::pin!(self.runtime.sleep(PROBE_EVERY));
-            select(changed, pause).await;
             for region in 0..self.superblock.region_count {
                 self.probe(region).await;
             }
@@ -71,6 +77,14 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         };
         let Some(epoch) = candidate else { return };
         self.evict_scanning(region, epoch).await;
+        let region_at = self.region_at(region);
+        let region_end = region_at + self.superblock.region_bytes;
+        // The deletes in its footer go on to a later one, as at a reclaim.
+        if let Ok(Some(footer)) = footer::read(&self.slab, self.superblock.store_id, region_at, region_end).await
+            && footer.epoch == epoch
+        {
+            self.change(|state| state.list_again(&footer.records));
+        }
         if !self.state.borrow().regions.at(region).holds_nothing() || !self.declare_empty(region).await {
             return;
         }

@@ -47,8 +47,9 @@ pub enum Beginning {
     /// Frames of the journal are missing: both slots are written anew, so that nobody reads that stretch again.
     Checkpoint,
     /// After a disaster: as `Checkpoint`, and the journal is emptied, so that nobody takes its old frames for evidence again.
+    /// The third slot is whole and stays until the others are.
     Rebuild,
-    /// As `Rebuild`, and neither slot is whole: the third is written first, so that they stay as they are until then.
+    /// As `Rebuild`, but the third slot is written first, so that the others, whole or not, stay as they are until then.
     RebuildAside,
 }
 
@@ -63,7 +64,7 @@ pub async fn load<D: Disk, R: Runtime>(
     superblock: &Superblock,
     node: &NodeIdentity,
 ) -> Result<Loaded, StoreError> {
-    let Slots { readers, damaged, present, has_salvage } = slots::open(disk, superblock).await?;
+    let Slots { readers, damaged, present, third } = slots::open(disk, superblock).await?;
     let mut work = RecoveryWork::default();
     let mut rejected = RejectedCounts { checkpoint_slots: damaged, ..RejectedCounts::default() };
     let mut beginning = Beginning::RebuildAside;
@@ -86,7 +87,9 @@ pub async fn load<D: Disk, R: Runtime>(
         let is_alone = rejected.checkpoint_slots > 0 || present < 2 && number > 0;
         let is_behind = is_alone && ends_early(slab, superblock, replay.next_sequence()).await?;
         if rejected.lost_frames > 0 || is_behind {
-            beginning = Beginning::Rebuild;
+            if third == Some(number) {
+                beginning = Beginning::Rebuild;
+            }
             break;
         }
         let began = runtime.now();
@@ -95,7 +98,7 @@ pub async fn load<D: Disk, R: Runtime>(
         work.records = records;
         let checkpoint_slots = rejected.checkpoint_slots;
         let rejected = RejectedCounts { checkpoint_slots, ..found };
-        let has_gap = rejected.skipped_frames > 0 || has_salvage;
+        let has_gap = rejected.skipped_frames > 0 || third.is_some();
         let beginning = if has_gap { Beginning::Checkpoint } else { Beginning::Continue };
         return Ok(Loaded { state, voids, settled_through, beginning, by: RecoveredBy::Journal, rejected, work });
     }

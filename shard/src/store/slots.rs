@@ -1,7 +1,7 @@
 //! The checkpoint slots of one store at recovery: which are whole, and what can be read of one that is not.
 //!
 //! Called by `recover` and `salvage`. Beside the two slots that take turns there may be a third, which salvage writes: with
-//! neither of the two whole it must not overwrite what little they still hold. It is emptied when both are whole again.
+//! one of the two damaged it must not overwrite what they still hold. It is emptied when both are whole again.
 
 use forebay_io::frame::{self, Frame, FrameKind, Reject};
 use forebay_io::superblock::Superblock;
@@ -23,8 +23,8 @@ pub struct Slots<F> {
     pub damaged: u64,
     /// How many of the two are there.
     pub present: u64,
-    /// Whether the third is there and has a good header.
-    pub has_salvage: bool,
+    /// The number of the third, if that is there and has a good header.
+    pub third: Option<u64>,
 }
 
 /// Opens what there is.
@@ -32,7 +32,7 @@ pub struct Slots<F> {
 /// # Errors
 /// What the disk said.
 pub async fn open<D: Disk>(disk: &D, superblock: &Superblock) -> Result<Slots<D::File>, IoError> {
-    let mut slots = Slots { readers: Vec::new(), damaged: 0, present: 0, has_salvage: false };
+    let mut slots = Slots { readers: Vec::new(), damaged: 0, present: 0, third: None };
     for slot in 0..=SALVAGE_SLOT {
         let file = match disk.open(&slot_name(superblock.shard, slot), OpenMode::Read).await {
             Err(IoError::Missing { .. }) => continue,
@@ -41,7 +41,7 @@ pub async fn open<D: Disk>(disk: &D, superblock: &Superblock) -> Result<Slots<D:
         slots.present += u64::from(slot != SALVAGE_SLOT);
         match SlotReader::begin(file, superblock.store_id).await? {
             Some(reader) => {
-                slots.has_salvage |= slot == SALVAGE_SLOT;
+                slots.third = (slot == SALVAGE_SLOT).then_some(reader.header.number).or(slots.third);
                 slots.readers.push(reader);
             }
             None => slots.damaged += u64::from(slot != SALVAGE_SLOT),
