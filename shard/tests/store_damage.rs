@@ -367,6 +367,7 @@ fn in_one_slot_only(slot: u64) -> Bench {
         store.store.stats().commits % (JOURNAL_BYTES / 4096)
     });
     bench.world.flip_bit(&format!("shard-000.checkpoint-{slot}"), 60, 2);
+    damage_slot(&bench, slot);
     damage_journal(&bench, last - 1..last);
     bench
 }
