@@ -114,6 +114,8 @@ impl Config {
     pub fn check(raw: RawConfig, machine: &Machine) -> Result<Config, ConfigError> {
         let stores = stores::check_stores(&raw.store)?;
         let volumes = stores::check_volumes(&raw.volume, &stores)?;
+        // Before the memory is split by them: a count that no machine can hold is refused here.
+        let limits = check_limits(&raw.limits)?;
         let cores = cores(&raw.node, machine)?;
         let shards = shards(&raw.node, cores.len())?;
         let block_bytes_max = volumes.iter().map(|volume| volume.shard.block_bytes_max).max().unwrap_or(0);
@@ -140,7 +142,7 @@ impl Config {
             dirty_bytes_max,
             auth: check_auth(&raw)?,
             budget,
-            limits: check_limits(&raw.limits)?,
+            limits,
             log: check_log(&raw)?,
             effective: raw,
         };

@@ -113,6 +113,11 @@ fn a_mistake_gets_one_line_with_its_key_and_the_fix() {
         ("id = \"k\", key = \"11", "id = \"k\", key = \"", "auth.public_keys (k): key: this is no Ed25519 public key"),
         ("public_keys", "anonymous = false #", "auth.public_keys: is empty: add the key"),
         ("[auth]", "[limits]\nfills = 0\n[auth]", "limits.fills: 0 is out of range: set 1 to 65536"),
+        (
+            "[auth]",
+            "[limits]\nconnections_per_core = 9223372036854775807\n[auth]",
+            "limits.connections_per_core: 9223372036854775807 is out of range",
+        ),
         ("[auth]", "[limits]\nidle_timeout = \"1ms\"\n[auth]", "limits.idle_timeout: 1ms is too short"),
         ("[auth]", "[log]\nlevel = \"a=b=c\"\n[auth]", "log.level: \"a=b=c\" is no level"),
     ];
