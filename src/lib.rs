@@ -13,6 +13,8 @@ pub mod cli;
 pub mod config;
 #[cfg(feature = "dev")]
 pub mod dev;
+#[cfg(all(feature = "server", any(test, fuzzing)))]
+pub mod fuzz;
 #[cfg(feature = "server")]
 pub mod mailbox;
 #[cfg(feature = "server")]

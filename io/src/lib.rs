@@ -11,6 +11,8 @@ pub mod checksum;
 pub mod disk;
 pub mod error;
 pub mod frame;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod plain;
 pub mod ring;
 pub mod runtime;

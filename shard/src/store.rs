@@ -42,6 +42,8 @@ mod entry;
 mod evidence;
 mod extension;
 mod footer;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod index;
 pub mod inspect;
 mod journal;

@@ -10,6 +10,9 @@ use memchr::memchr;
 
 use crate::problem::{Problem, TYPE_PREFIX};
 
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+
 /// The largest head, in bytes and in lines.
 #[derive(Debug, Clone, Copy)]
 pub struct HeadLimits {

@@ -1,0 +1,59 @@
+//! The properties of `fuzz` on their seeds and on random changes of them: a short form of `ci/fuzz` that needs no fuzzer.
+//! Also inputs that once broke one.
+//! Run by `cargo test`.
+
+use proptest::prelude::*;
+
+use super::*;
+
+type Property = (fn(&[u8]), fn() -> Vec<Vec<u8>>);
+const PROPERTIES: [Property; 5] = [
+    (record, record_seeds),
+    (journal, journal_seeds),
+    (checkpoint, checkpoint_seeds),
+    (region_footer, region_footer_seeds),
+    (recovery, recovery_seeds),
+];
+
+#[test]
+fn the_seeds_hold() {
+    for (property, seeds) in PROPERTIES {
+        seeds().iter().for_each(|seed| property(seed));
+    }
+    let encoded = record_seeds().concat();
+    let mut rest = &encoded[..];
+    while !rest.is_empty() {
+        assert!(Record::decode(&mut rest).is_ok(), "a seed is a record");
+    }
+}
+
+#[test]
+fn the_seeds_of_recovery_open() {
+    for (number, seed) in recovery_seeds().iter().enumerate() {
+        assert!(is_opened_twice(seed), "seed {number}");
+    }
+}
+
+proptest! {
+    #[test]
+    fn changed_seeds_hold(
+        which in 0..PROPERTIES.len(),
+        seed in any::<usize>(),
+        at in any::<usize>(),
+        bytes in prop::collection::vec(any::<u8>(), 0..16),
+    ) {
+        let (property, seeds) = PROPERTIES[which];
+        let mut seeds = seeds();
+        let chosen = seed % seeds.len();
+        let mut data = seeds.swap_remove(chosen);
+        let at = at % data.len();
+        let len = bytes.len().min(data.len() - at);
+        data[at..at + len].copy_from_slice(&bytes[..len]);
+        property(&data);
+    }
+
+    #[test]
+    fn any_input_holds(which in 0..PROPERTIES.len(), data in prop::collection::vec(any::<u8>(), 0..300)) {
+        PROPERTIES[which].0(&data);
+    }
+}
