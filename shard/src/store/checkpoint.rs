@@ -36,6 +36,8 @@ const RETRY_AFTER: Duration = Duration::from_secs(1);
 /// With a full journal, after so many failures in a row the store takes no more writes.
 const FAILURES_MAX: u32 = 3;
 const HEADER_BYTES: usize = 40;
+/// No journal has written more bytes or frames, and sums of places stay far from overflow.
+const FIGURE_MAX: u64 = 1 << 60;
 /// Reads in flight while a slot is read back: the device works while frames are decoded.
 const READS_AHEAD: usize = 4;
 
@@ -68,7 +70,11 @@ impl Header {
             u64::from_le_bytes(bytes[at..at + 8].try_into().expect("eight bytes inside forty"))
         };
         let chain = Chain { sequence: field(2), previous_sum: field(3) };
-        let is_possible = field(1).is_multiple_of(SECTOR_BYTES as u64) && field(4) < 1 << 48;
+        let is_possible = field(1).is_multiple_of(SECTOR_BYTES as u64)
+            && field(1) <= FIGURE_MAX
+            && (Chain::BEGIN.sequence..=FIGURE_MAX).contains(&chain.sequence)
+            && field(0) <= FIGURE_MAX
+            && field(4) < 1 << 48;
         let from = Point { position: field(1), chain };
         is_possible.then(|| Header { number: field(0), from, next_generation: Generation(field(4)) })
     }

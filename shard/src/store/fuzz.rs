@@ -18,10 +18,10 @@ use forebay_io::{DiskFile, IoError};
 use futures::executor::block_on;
 
 use self::script::{BytesDisk, BytesFile, Input, STORE_ID, Written, next_frame, said, sealed};
-use super::block::{BeforeStore, DirtyKind, DirtyRecord};
+use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
 use super::checkpoint::{Header, SlotReader, slot_name};
 use super::entry::{LEN_BYTES_MAX, Place};
-use super::footer::{self, FooterBuilder};
+use super::footer::{self, DirtyNote, Footer, FooterBuilder};
 use super::journal::{JOURNAL_BYTES_MIN, Point, Ring};
 use super::record::{PutRecord, RECORD_BYTES_MAX, Record};
 use super::regions::{Epoch, StreamKind};
@@ -222,14 +222,22 @@ pub fn region_footer(data: &[u8]) {
         block(u128::from(identity), 1, epoch, 100).encode(&mut line);
         builder.push(&line);
     }
-    block_on(builder.write(&disk, &slab, STORE_ID, epoch, REGION_END)).expect("the disk has no faults");
-    let read = || block_on(footer::read(&slab, STORE_ID, epoch, REGION_AT, REGION_END));
-    let expected: Vec<Identity> = (0..count).map(|identity| Identity(identity.into())).collect();
-    assert_eq!(read(), Some(expected), "a footer is read as it was written");
+    let note = DirtyNote {
+        sequence: 9,
+        durable: 8,
+        next_generation: Generation(1000),
+        below: Generation(900),
+        dirty: (0..count % 300).map(Generation).collect(),
+    };
+    block_on(builder.write(&disk, &slab, STORE_ID, epoch, REGION_END, &note)).expect("the disk has no faults");
+    let read = || block_on(footer::read(&slab, STORE_ID, REGION_AT, REGION_END)).expect("the disk has no faults");
+    let records = (0..count).map(|identity| block(identity.into(), 1, epoch, 100)).collect();
+    assert_eq!(read(), Some(Footer { epoch, records, note }), "a footer is read as it was written");
     let footer_bytes = builder.bytes_with(0).min(REGION_END - REGION_AT);
     change_frame(&mut input, &slab, REGION_END - footer_bytes, REGION_END);
     if let Some(found) = read() {
-        assert!(found.len() as u64 <= (REGION_END - REGION_AT) / 40, "more identities than the bytes can hold");
+        assert!(found.records.len() as u64 <= (REGION_END - REGION_AT) / 40, "more records than the bytes can hold");
+        assert!(found.note.dirty.is_sorted(), "a note is searched by halves");
     }
 }
 
@@ -368,7 +376,11 @@ fn block(identity: u128, generation: u64, epoch: Epoch, len_bytes: u32) -> Recor
 fn examples() -> Vec<Record> {
     let key = BlockKey::new("v".into(), "a/key");
     let identity = NODE_KEY.identity(&key);
-    let dirty = |generation, kind| DirtyRecord { key: key.clone(), identity, generation, kind, since_unix_ms: 9 };
+    let (key, certainty) = (&key, Certainty::Sure);
+    let dirty = |generation, kind| {
+        let (key, since_unix_ms) = (key.clone(), 9);
+        DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty }
+    };
     let digest = Digest(5);
     let kind = DirtyKind::Block { len_bytes: 100, digest, before: BeforeStore::Delete };
     let of = |generation, len_bytes: u32, etag, dirty: Option<DirtyRecord>| {
@@ -389,6 +401,8 @@ fn examples() -> Vec<Record> {
         of(generation(5), 100, Some(Etag::Digest(digest)), Some(dirty(generation(5), kind))),
         Record::Flushed { identity, generation: Generation(5) },
         Record::Tombstone(dirty(generation(6), DirtyKind::Tombstone)),
+        Record::Tombstone(DirtyRecord { certainty: Certainty::Unsure, ..dirty(generation(7), DirtyKind::Tombstone) }),
+        Record::Quarantined { region: 0, epoch: Epoch(1) },
         Record::Remove { identity, up_to: Generation(4) },
         Record::Void { sequence: 3, ordinal: 1 },
     ]
