@@ -264,7 +264,7 @@ mod tests {
         assert_eq!(Superblock::decode_copies(&copies()), Ok((example(), Copies::Both)));
         assert_eq!(example().regions_at(), 8192 + (8 << 20));
         assert_eq!(example().slab_bytes(), 8192 + (8 << 20) + (1 << 30));
-        assert_eq!(&copies()[..12], b"FOREBAY0\x01\0\0\0");
+        assert_eq!(&copies()[..12], b"FOREBAY0\x02\0\0\0");
     }
 
     #[test]

@@ -38,7 +38,7 @@ fn the_seeds_of_recovery_open() {
 #[test]
 fn a_header_that_names_no_possible_point_is_none() {
     recovery(&[]);
-    for fields in [[2, 0, 0, 0, 1], [2, u64::MAX & !4095, 1, 0, 1], [2, 0, u64::MAX, 0, 1], [u64::MAX, 0, 1, 0, 1]] {
+    for fields in [[2, 0, 0, 0, 1], [2, !4095, 1, 0, 1], [2, 0, u64::MAX, 0, 1], [u64::MAX, 0, 1, 0, 1]] {
         assert_eq!(Header::decode(&fields.map(u64::to_le_bytes).concat()), None, "{fields:?}");
         recovery(&fields[1..].iter().flat_map(|field| field.to_le_bytes()).collect::<Vec<u8>>());
     }
