@@ -158,7 +158,10 @@ impl Compare {
                 }
             }
         }
-        Ok(servers.into_iter().map(|(row, _)| row).collect())
+        let rows = servers.into_iter().map(|(row, _)| row).collect();
+        // Several cases together would take more than a benchmark may; of one that failed, all stays for a look.
+        lab.clear(case)?;
+        Ok(rows)
     }
 
     fn measure(&self, server: &Running, connections: u32, waiting: Waiting, seconds: f64) -> Result<Report> {

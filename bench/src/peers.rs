@@ -152,9 +152,25 @@ impl Lab {
         Ok(())
     }
 
+    /// Removes what a case has on disk. Its servers must have ended.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn clear(&self, case: &Case) -> Result<()> {
+        let folders = <Peer as clap::ValueEnum>::value_variants().iter().map(|peer| self.folder_of(*peer, case));
+        for folder in folders.chain([self.origin_folder().join(&case.bucket)]).filter(|folder| folder.exists()) {
+            fs::remove_dir_all(&folder).with_context(|| format!("removing {}", folder.display()))?;
+        }
+        Ok(())
+    }
+
+    fn folder_of(&self, peer: Peer, case: &Case) -> PathBuf {
+        self.folder.join(format!("{}-{}", peer.name().replace(' ', "-"), case.name))
+    }
+
     /// A new empty folder for a peer.
     fn peer_folder(&self, peer: Peer, case: &Case) -> Result<PathBuf> {
-        let folder = self.folder.join(format!("{}-{}", peer.name().replace(' ', "-"), case.name));
+        let folder = self.folder_of(peer, case);
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }

@@ -228,6 +228,7 @@ pub fn region_footer(data: &[u8]) {
         next_generation: Generation(1000),
         below: Generation(900),
         dirty: (0..count % 300).map(Generation).collect(),
+        unsure: (0..count % 300).step_by(7).map(Generation).collect(),
     };
     block_on(builder.write(&disk, &slab, STORE_ID, epoch, REGION_END, &note)).expect("the disk has no faults");
     let read = || block_on(footer::read(&slab, STORE_ID, REGION_AT, REGION_END)).expect("the disk has no faults");
