@@ -244,8 +244,7 @@ impl SimWorld {
     /// # Panics
     /// If there is no such file.
     pub fn flip_bit(&self, name: &str, at: u64, bit: u8) {
-        let mut platter = self.world().platter.borrow_mut();
-        platter.files.get_mut(name).expect("the test names a file that exists").flip_bit(at, bit);
+        self.disk().flip_bit(name, at, bit);
     }
 
     /// The names of all files, sorted.

@@ -72,6 +72,15 @@ impl Platter {
 }
 
 impl SimDisk {
+    /// Rots one bit of a file, for as long as it is not overwritten.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn flip_bit(&self, name: &str, at: u64, bit: u8) {
+        let mut platter = self.platter().borrow_mut();
+        platter.files.get_mut(name).expect("the test names a file that exists").flip_bit(at, bit);
+    }
+
     fn platter(&self) -> &RefCell<Platter> {
         &self.world.platter
     }

@@ -20,7 +20,7 @@ use rand::rngs::SmallRng;
 use super::history;
 use super::machine::{SLAB, SimShard};
 use super::model::{KeyModel, State, States};
-use super::plan::{DiskMode, Plan, Writers};
+use super::plan::{Course, DiskMode, Plan, Writers};
 use super::reader::{Answer, Reader};
 use super::truth::origin_state;
 
@@ -77,6 +77,9 @@ impl Client {
     async fn act(&mut self, reader: &Reader) {
         let written = self.shared.plan.universe.written;
         let (any, own) = (self.rng.random_range(0..written), self.own());
+        if self.shared.plan.course == Course::Overwriting && self.rng.random_range(0..2) == 0 {
+            return self.replace(own).await;
+        }
         match self.rng.random_range(0..100) {
             0..20 => self.read(reader, any).await,
             20..24 => self.read_at_once(reader, any).await,
@@ -90,6 +93,10 @@ impl Client {
             76..80 => self.replace(own).await,
             80..82 => self.flush().await,
             82..83 => self.others_store(any),
+            83..86 if self.shared.plan.disk == DiskMode::Lying => {
+                self.note(any, "get, slow, while the disk rots", 0);
+                reader.outlast_rot(&self.shared.plan.universe, any, &self.disk).await;
+            }
             _ => self.press(reader).await,
         }
     }

@@ -39,8 +39,19 @@ pub enum Writers {
     Shared,
 }
 
+/// What a run is after.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Course {
+    /// A bit of everything.
+    Mixed,
+    /// Few keys, deleted, put again and flushed all the time, and a journal so long that it still holds their older records
+    /// when the region of the newest has been reused: what recovery then believes decides (I13).
+    Overwriting,
+}
+
 /// A run's plan.
 pub struct Plan {
+    pub course: Course,
     pub geometry: Geometry,
     pub config: ShardConfig,
     pub universe: Universe,
@@ -62,6 +73,42 @@ fn one_of<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
 
 impl Plan {
     pub fn draw(rng: &mut SmallRng) -> Plan {
+        match rng.random_range(0..8) {
+            0 => Plan::overwriting(rng),
+            _ => Plan::mixed(rng),
+        }
+    }
+
+    fn overwriting(rng: &mut SmallRng) -> Plan {
+        let (region_bytes, region_count, block_bytes_max) = (32 << 10, 8, 4 << 10);
+        let journal_bytes = one_of(rng, &[1 << 20, 2 << 20]);
+        let geometry = Geometry { region_bytes, region_count, journal_bytes };
+        let clients = rng.random_range(3..5);
+        let disk = if rng.random_range(0..4) == 0 { DiskMode::Failing } else { DiskMode::Honest };
+        let config = config(rng, geometry, block_bytes_max, disk);
+        Plan {
+            course: Course::Overwriting,
+            geometry,
+            // Room for what is dirty, and none for what need not be read from disk.
+            config: ShardConfig {
+                memory_tier_bytes: 0,
+                dirty_bytes_max: geometry.region_bytes * u64::from(region_count) / 4,
+                flush_parallelism: 4,
+                ..config
+            },
+            universe: universe(rng, geometry, block_bytes_max, clients, 2),
+            disk,
+            writers: Writers::Own,
+            clients,
+            pause_us: one_of(rng, &[0..200, 0..2_000]),
+            latency: latency(rng),
+            origin_latency_us: one_of(rng, &[50..1_000, 500..5_000]),
+            link_up_percent: one_of(rng, &[75, 95]),
+            frame_bytes_max: 5_000,
+        }
+    }
+
+    fn mixed(rng: &mut SmallRng) -> Plan {
         let is_large = rng.random_range(0..40) == 0;
         let (region_bytes, region_count, block_bytes_max) = match is_large {
             // Blocks of several pieces.
@@ -79,10 +126,12 @@ impl Plan {
             _ => DiskMode::Lying,
         };
         let clients = rng.random_range(3..8);
+        let keys_each = one_of(rng, &[2, 4, 6, 12]);
         Plan {
+            course: Course::Mixed,
             geometry,
             config: config(rng, geometry, block_bytes_max, disk),
-            universe: universe(rng, geometry, block_bytes_max, clients),
+            universe: universe(rng, geometry, block_bytes_max, clients, keys_each),
             disk,
             writers: if rng.random_range(0..4) == 0 { Writers::Shared } else { Writers::Own },
             clients,
@@ -91,6 +140,22 @@ impl Plan {
             origin_latency_us: one_of(rng, &[50..1_000, 500..20_000, 5_000..6_000]),
             link_up_percent: one_of(rng, &[10, 75, 75, 95]),
             frame_bytes_max: if is_large { 256 << 10 } else { one_of(rng, &[900, 5_000, 16 << 10]) },
+        }
+    }
+
+    /// How many verbs a life may have, if the power lasts.
+    pub fn draw_quota(&self, rng: &mut SmallRng) -> u64 {
+        match self.course {
+            Course::Mixed => rng.random_range(20..500),
+            Course::Overwriting => rng.random_range(100..900),
+        }
+    }
+
+    /// After how many changes of the disk the power fails, if it does.
+    pub fn draw_crash(&self, rng: &mut SmallRng) -> u64 {
+        match self.course {
+            Course::Mixed => rng.random_range(1..400),
+            Course::Overwriting => rng.random_range(100..2_000),
         }
     }
 
@@ -223,8 +288,14 @@ fn health(rng: &mut SmallRng, disk: DiskMode) -> HealthLimits {
     }
 }
 
-fn universe(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32, clients: usize) -> Universe {
-    let written = clients * one_of(rng, &[2, 4, 6, 12]);
+fn universe(
+    rng: &mut SmallRng,
+    geometry: Geometry,
+    block_bytes_max: u32,
+    clients: usize,
+    keys_each: usize,
+) -> Universe {
+    let written = clients * keys_each;
     let pad = "x".repeat(one_of(rng, &[0, 0, 0, 300, 1_000]));
     let slab_bytes = geometry.region_bytes * u64::from(geometry.region_count);
     // Together more than the slab, so that reading them turns it over.

@@ -4,7 +4,7 @@
 //! Used by `client` and `run`. Everything that is read must be one of the versions of its key (I8).
 
 use bytes::Bytes;
-use forebay_io::sim::SimFile;
+use forebay_io::sim::{SimDisk, SimFile};
 use forebay_io::units::PIECE_BYTES;
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::{Etag, OriginError};
@@ -14,7 +14,7 @@ use futures::StreamExt;
 use futures::future::{Either, select};
 
 use super::history;
-use super::machine::SimShard;
+use super::machine::{SLAB, SimShard};
 use super::model::{State, States};
 use super::plan::DiskMode;
 use super::universe::Universe;
@@ -153,6 +153,30 @@ impl Reader {
             Either::Left((Got::Disk(located), _)) => self.shard.unpin(located.pin),
             Either::Left(_) | Either::Right(_) => {}
         }
+    }
+
+    /// A slow reader: between two looks at a block that it found on disk others take the block into memory, and the disk rots
+    /// under it. What is dirty and in memory must be written again.
+    pub async fn outlast_rot(&self, universe: &Universe, index: usize, disk: &SimDisk) {
+        let key = universe.key(index);
+        let located = match self.shard.get(key).await {
+            Got::Disk(located) => located,
+            _ => return,
+        };
+        let (generation, pin, offset, len_bytes) =
+            (located.generation, located.pin, located.offset, u64::from(located.len_bytes));
+        if let Ok(body) = self.read_located(located.clone()).await
+            && len_bytes > 0
+        {
+            let etag = located.etag.clone().unwrap_or_else(|| Etag::Digest(digest_of(universe, index, &body)));
+            self.shard.offer_memory(key, generation, body, etag);
+            disk.flip_bit(SLAB, offset + generation.0 % len_bytes, (generation.0 % 8) as u8);
+            if let Err(ReadError::Rot { .. }) = self.read_located(located).await {
+                self.meets_rot(index);
+                self.shard.report_rot(key, generation).await;
+            }
+        }
+        self.shard.unpin(pin);
     }
 
     async fn read_located(&self, located: Located) -> Result<Bytes, ReadError> {

@@ -126,10 +126,10 @@ impl Director {
     /// One life, or one more stretch of it, from recovery to its end and the next recovery.
     fn live(&mut self, steps: u64) {
         let left = steps - self.shared.ops.get();
-        self.shared.quota.set(self.rng.random_range(20..500).min(left.max(1)));
+        self.shared.quota.set(self.shared.plan.draw_quota(&mut self.rng).min(left.max(1)));
         self.machine.world.set_faults(self.shared.plan.draw_disk_faults(&mut self.rng));
         if self.shared.plan.disk != DiskMode::Lying && self.rng.random_range(0..2) == 0 {
-            let change = self.machine.world.changes() + self.rng.random_range(1..400);
+            let change = self.machine.world.changes() + self.shared.plan.draw_crash(&mut self.rng);
             self.machine.world.crash_at(change);
         }
         self.note("a life begins", self.shared.quota.get());
