@@ -73,7 +73,7 @@ fn one_of<T: Clone>(rng: &mut SmallRng, choices: &[T]) -> T {
 
 impl Plan {
     pub fn draw(rng: &mut SmallRng) -> Plan {
-        match rng.random_range(0..8) {
+        match rng.random_range(0..5) {
             0 => Plan::overwriting(rng),
             _ => Plan::mixed(rng),
         }
