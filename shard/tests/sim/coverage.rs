@@ -28,6 +28,7 @@ const NAMES: &[&str] = &[
     "crash: unsynced write torn",
     "crash: writes reordered",
     "crash in recovery",
+    "a stopped disk verified",
     // The origin.
     "origin: slow",
     "origin: unreachable",

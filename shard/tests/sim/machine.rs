@@ -10,6 +10,8 @@ use forebay_shard::key::IdentityKey;
 use forebay_shard::shard::{RecoveryReport, Shard};
 use forebay_shard::sim_origin::SimOrigin;
 use forebay_shard::store::NodeIdentity;
+use forebay_shard::store::inspect::report::Cost;
+use forebay_shard::store::inspect::verify::verify;
 
 /// The real shard on the simulated machine.
 pub type SimShard = Shard<SimDisk, SimOrigin<SimRuntime>, SimRuntime>;
@@ -59,6 +61,15 @@ impl Machine {
             self.shard = Some(shard);
             report
         }))
+    }
+
+    /// What `verify` says of the stopped machine's disk: the acknowledged data that it takes for lost. It walks journal and
+    /// checkpoint by code of its own, and must agree with recovery.
+    pub fn verify(&self) -> Vec<String> {
+        let (disk, runtime) = (self.world.disk(), self.world.runtime());
+        let report = self.world.block_on(verify(disk, &runtime, 0, Some(&identity()), &mut |_| {}));
+        let findings = report.parts.iter().flat_map(|part| &part.findings);
+        findings.filter(|finding| finding.cost == Cost::Data).map(|finding| finding.what.clone()).collect()
     }
 
     /// Cuts the power.

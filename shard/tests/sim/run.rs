@@ -270,6 +270,11 @@ impl Director {
             let is_lying = self.shared.plan.disk == DiskMode::Lying;
             // No order is left over from the life before.
             self.machine.world.crash_at(u64::MAX);
+            if !is_lying && self.rng.random_range(0..4) == 0 {
+                let lost = self.machine.verify();
+                assert!(lost.is_empty(), "verify takes acknowledged data for lost: {lost:?}");
+                self.coverage.one("a stopped disk verified");
+            }
             if !is_lying && self.rng.random_range(0..3) == 0 {
                 let change = self.machine.world.changes() + self.rng.random_range(0..12);
                 self.machine.world.crash_at(change);

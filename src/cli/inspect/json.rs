@@ -147,6 +147,7 @@ fn journal_value(journal: &JournalView) -> Value {
         "laps": journal.laps(),
         "synced_through": journal.synced_through,
         "frame_count": journal.frames.len(),
+        "skipped_frames": journal.skipped_frames,
         "records": record_counts(&journal.records),
         "end": end,
     })

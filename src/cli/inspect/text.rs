@@ -178,6 +178,9 @@ pub fn journal(out: &mut dyn Write, shard: u16, journal: &JournalView, spare: &S
         journal.from_sequence,
         journal.end_sequence - 1
     )?;
+    if journal.skipped_frames > 0 {
+        writeln!(out, "  missing       {} in between, none of them durable", counted(journal.skipped_frames, "frame"))?;
+    }
     writeln!(out, "  durable       surely through frame {}", journal.synced_through)?;
     writeln!(out, "  records       {}", record_words(&journal.records))?;
     writeln!(out, "  end           {}", end_words(journal))?;

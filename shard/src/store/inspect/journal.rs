@@ -2,9 +2,10 @@
 //!
 //! Called by `inspect`, `verify` and `names`. Recovery (`scan`) needs the records and where the writer goes on; here every
 //! frame is shown with its place, one at a time, and the end is explained: nothing was written there, a frame of an
-//! earlier lap, a tail that was being written, or damage (a frame behind it says that the missing one was durable).
+//! earlier lap, a tail that was being written, or damage (a frame behind it says that the missing one was durable). Frames
+//! that were never durable may be missing on the way, as recovery has it.
 
-use forebay_io::frame::{self, FrameKind};
+use forebay_io::frame::{self, Chain, FrameKind};
 use forebay_io::superblock::Superblock;
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, IoError};
@@ -36,6 +37,8 @@ pub struct JournalView {
     pub end_sequence: u64,
     /// The last frame that a later one calls durable.
     pub synced_through: u64,
+    /// Frames that are missing on the way though later ones are there. None of them was durable.
+    pub skipped_frames: u64,
     /// Why the chain ends.
     pub end: JournalEnd,
 }
@@ -169,28 +172,57 @@ impl<D: Disk> Inspector<D> {
             end_position: from.position,
             end_sequence: from.chain.sequence,
             synced_through: from.chain.sequence.saturating_sub(1),
+            skipped_frames: 0,
             end: JournalEnd::Full,
         };
         let mut chain = from.chain;
         while let Some(bytes) = window.frame_at(self.superblock.store_id, view.end_position).await? {
             let accepted = frame::decode(self.superblock.store_id, &bytes)
                 .and_then(|found| chain.accept(FrameKind::Journal, &found).map(|()| found));
-            match accepted {
-                Ok(found) => view.take(ring, &found, &mut show),
-                Err(reject) => {
-                    let at = view.end_position;
-                    let remains = window.remains(self.superblock.store_id, at, chain, FrameKind::Journal).await?;
-                    view.end = view.explain(ring, remains, reject.to_string());
-                    break;
+            let reject = match accepted {
+                Ok(found) => {
+                    view.take(ring, &found, &mut show);
+                    continue;
                 }
+                Err(reject) => reject,
+            };
+            let at = view.end_position;
+            let remains = window.remains(self.superblock.store_id, at, chain, FrameKind::Journal).await?;
+            view.end = view.explain(ring, remains, reject.to_string());
+            view.end_sequence = chain.sequence;
+            if let Some(proof) = self.proof_of_rot(&window, &view).await? {
+                view.end = JournalEnd::Rotten { offset: offset_of(ring, at), sequence: chain.sequence, proof };
+                return Ok(view);
+            }
+            // Several frames are written at once; a power cut may take an earlier one of them and leave a later one.
+            match self.behind_gap(&window, &view).await? {
+                Some((position, next)) if remains != Remains::Rotten => {
+                    view.skipped_frames += next.sequence - chain.sequence;
+                    view.end_position = position;
+                    chain = next;
+                }
+                _ => return Ok(view),
             }
         }
+        view.end = JournalEnd::Full;
         view.end_sequence = chain.sequence;
-        if let Some(proof) = self.proof_of_rot(&window, &view).await? {
-            let offset = offset_of(ring, view.end_position);
-            view.end = JournalEnd::Rotten { offset, sequence: chain.sequence, proof };
-        }
         Ok(view)
+    }
+
+    /// The next frame of this lap behind the end, if any: its position and the chain that it continues.
+    async fn behind_gap(&self, window: &Window<D::File>, view: &JournalView) -> Result<Option<(u64, Chain)>, IoError> {
+        let mut position = view.end_position;
+        while let Some(bytes) = window.frame_at(self.superblock.store_id, position).await? {
+            if let Ok(found) = frame::decode(self.superblock.store_id, &bytes)
+                && found.head.kind == FrameKind::Journal
+                && found.head.sequence > view.end_sequence
+            {
+                let chain = Chain { sequence: found.head.sequence, previous_sum: found.head.previous_sum };
+                return Ok(Some((position, chain)));
+            }
+            position += SECTOR_BYTES as u64;
+        }
+        Ok(None)
     }
 
     /// A frame behind the end that calls the missing one durable.
