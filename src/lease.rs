@@ -42,14 +42,14 @@ impl Default for HeatConfig {
     }
 }
 
-/// How often keys were read in a window, exact but for one in [`COUNTERS`] of all reads (Misra and Gries).
+/// The weight of each key's reads in a window, short by at most one in [`COUNTERS`] of all weight (Misra and Gries).
 #[derive(Default)]
 struct Window {
     reads: u64,
     counters: HashMap<KeyHash, u64, BuildHasherDefault<KeyHasher>>,
 }
 
-/// Counters per window. An error of one in so many reads is small beside any sensible [`HeatConfig::share`].
+/// Counters per window. An error of one in so much weight is small beside any sensible [`HeatConfig::share`].
 const COUNTERS: usize = 1_024;
 
 impl Window {

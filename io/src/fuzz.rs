@@ -195,23 +195,23 @@ mod tests {
         }
     }
 
+    /// A seed with `bytes` over what stood from `at` on.
+    fn overwritten(mut seed: Vec<u8>, at: usize, bytes: &[u8]) -> Vec<u8> {
+        let at = at % seed.len();
+        let len = bytes.len().min(seed.len() - at);
+        seed[at..at + len].copy_from_slice(&bytes[..len]);
+        seed
+    }
+
     proptest! {
         #[test]
         fn superblocks_hold(seed in 0..3usize, at in 0..193usize, bytes in prop::collection::vec(any::<u8>(), 0..24)) {
-            let mut data = superblock_seeds()[seed].clone();
-            let at = at % data.len();
-            let len = bytes.len().min(data.len() - at);
-            data[at..at + len].copy_from_slice(&bytes[..len]);
-            superblock(&data);
+            superblock(&overwritten(superblock_seeds()[seed].clone(), at, &bytes));
         }
 
         #[test]
         fn frames_hold(seed in 0..5usize, at in 0..250usize, bytes in prop::collection::vec(any::<u8>(), 0..12)) {
-            let mut data = frame_seeds()[seed].clone();
-            let at = at % data.len();
-            let len = bytes.len().min(data.len() - at);
-            data[at..at + len].copy_from_slice(&bytes[..len]);
-            frame(&data);
+            frame(&overwritten(frame_seeds()[seed].clone(), at, &bytes));
         }
     }
 }

@@ -158,7 +158,7 @@ fn write_probe(path: &Path) -> io::Result<()> {
     file.sync_all()
 }
 
-/// To open it takes a worker of the ring, the executor's first. If the kernel can make none after three attempts (a signal is
+/// To open it takes a worker of the ring, the executor's first. If the kernel can make none in several attempts (a signal is
 /// in the way, no process ids, no memory), it cancels the operation, which glommio calls a timeout. Nothing was done, so
 /// it can be done again; a full machine is no reason not to start.
 async fn open_probe(path: &Path) -> io::Result<DmaFile> {

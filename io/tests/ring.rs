@@ -71,7 +71,7 @@ fn a_missing_directory_is_told() {
 
 #[test]
 fn a_directory_opens_amid_signals() {
-    // While a signal is pending the kernel makes no worker for the ring, and three attempts later it cancels what the
+    // While a signal is pending the kernel makes no worker for the ring, and several attempts later it cancels what the
     // worker was for. A signal that is ignored would not be pending.
     signal_hook::flag::register(signal_hook::consts::SIGURG, Arc::default()).unwrap();
     let dir = tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap();

@@ -6,7 +6,7 @@
 //! usually the first look finds the beat begun and no signal is sent.
 //!
 //! Invariant: the signal goes to that thread alone. While one waits for the process, the kernel makes no worker for any of
-//! its rings, and after three attempts cancels what the worker was for: another core's first disk operation.
+//! its rings, and after several attempts cancels what the worker was for: another core's first disk operation.
 
 use std::os::unix::thread::JoinHandleExt;
 use std::sync::atomic::{AtomicBool, Ordering};
