@@ -6,6 +6,7 @@
 pub mod budget;
 pub mod checked;
 pub mod disk;
+pub mod health;
 pub mod limits;
 pub mod machine;
 pub mod raw;

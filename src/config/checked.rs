@@ -12,6 +12,7 @@ use forebay_shard::config::{HealthLimits, ShardConfig, VolumeConfig};
 
 use crate::config::budget::{Budget, Demand};
 use crate::config::disk::{DiskConfig, check_dirty, check_disk};
+use crate::config::health::check_health;
 use crate::config::limits::{Limits, check_limits};
 use crate::config::machine::Machine;
 use crate::config::raw::{RawConfig, RawNode, SECRET_REMOVED};
@@ -71,6 +72,8 @@ pub struct Config {
     pub budget: Budget,
     /// Bounds.
     pub limits: Limits,
+    /// When a disk counts as bad, and as good again.
+    pub health: HealthLimits,
     /// Logs.
     pub log: Log,
     /// The same as a file, filled in, without secrets: what `--print-config` prints.
@@ -143,6 +146,7 @@ impl Config {
             auth: check_auth(&raw)?,
             budget,
             limits,
+            health: check_health(&raw.health)?,
             log: check_log(&raw)?,
             effective: raw,
         };
@@ -184,7 +188,7 @@ impl Config {
             flush_parallelism: self.limits.flushes,
             commit_delay: self.limits.commit_delay,
             fills_max: self.limits.fills,
-            health: HealthLimits::default(),
+            health: self.health.clone(),
         }
     }
 

@@ -7,6 +7,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use forebay_shard::config::HealthLimits;
 use serde::{Deserialize, Serialize};
 
 use crate::config::units::{Size, Time};
@@ -35,6 +36,9 @@ pub struct RawConfig {
     /// Bounds of everything that could grow. The defaults suit most nodes.
     #[serde(default)]
     pub limits: RawLimits,
+    /// When a disk counts as bad, and as good again. The defaults suit most disks.
+    #[serde(default)]
+    pub health: RawHealth,
     /// Logs on stderr.
     #[serde(default)]
     pub log: RawLog,
@@ -289,6 +293,36 @@ pub struct RawLimits {
     pub origin_deadline: Time,
 }
 
+/// `[health]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RawHealth {
+    /// Errors and slow operations of a disk count for this long. Default `60s`.
+    pub window: Time,
+    /// So many errors within `window` degrade a disk: no new blocks on it. Default 3.
+    pub errors_degraded: u32,
+    /// So many take it offline: requests pass it by. More than `errors_degraded`. Default 12.
+    pub errors_offline: u32,
+    /// A write or sync that takes longer is slow. Default `1s`.
+    pub slow: Time,
+    /// A disk is degraded when this share of the writes and syncs within `window` was slow. Default `50%`.
+    pub slow_share: Size,
+    /// But not before there were so many of them. Default 16.
+    pub slow_ops_min: u32,
+    /// An operation without an answer for so long takes the disk offline. Longer than `slow`. Default `15s`.
+    pub stalled: Time,
+    /// From one probe of a disk that is not well to the next. Default `2s`.
+    pub probe_every: Time,
+    /// While an offline disk fails its probes that doubles, up to this. Default `60s`.
+    pub probe_every_max: Time,
+    /// So many failed probes in a row take a degraded disk offline. Default 3.
+    pub probes_bad: u32,
+    /// So many good ones in a row bring a disk one step up. Default 3.
+    pub probes_good: u32,
+    /// A disk that falls within this time after a step up needs twice as many good probes for the next. Default `10m`.
+    pub relapse: Time,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -325,6 +359,39 @@ impl Default for RawLimits {
             origin_connect_timeout: seconds::<5>(),
             origin_read_timeout: seconds::<15>(),
             origin_deadline: seconds::<60>(),
+        }
+    }
+}
+
+impl Default for RawHealth {
+    fn default() -> RawHealth {
+        let HealthLimits {
+            window,
+            errors_degraded,
+            errors_offline,
+            slow,
+            slow_percent,
+            slow_ops_min,
+            stalled,
+            probe_every,
+            probe_every_max,
+            probes_bad,
+            probes_good,
+            relapse,
+        } = HealthLimits::default();
+        RawHealth {
+            window: Time(window),
+            errors_degraded,
+            errors_offline,
+            slow: Time(slow),
+            slow_share: Size::Percent(u8::try_from(slow_percent).expect("the default is a share")),
+            slow_ops_min,
+            stalled: Time(stalled),
+            probe_every: Time(probe_every),
+            probe_every_max: Time(probe_every_max),
+            probes_bad,
+            probes_good,
+            relapse: Time(relapse),
         }
     }
 }

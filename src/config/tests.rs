@@ -119,6 +119,12 @@ fn a_mistake_gets_one_line_with_its_key_and_the_fix() {
             "limits.connections_per_core: 9223372036854775807 is out of range",
         ),
         ("[auth]", "[limits]\nidle_timeout = \"1ms\"\n[auth]", "limits.idle_timeout: 1ms is too short"),
+        ("[auth]", "[health]\nprobes_good = 0\n[auth]", "health.probes_good: 0 is out of range: set 1 to 1000000"),
+        ("[auth]", "[health]\nerrors_offline = 3\n[auth]", "health.errors_offline: 3 is not more than errors_degraded"),
+        ("[auth]", "[health]\nstalled = \"500ms\"\n[auth]", "health.stalled: 500ms is not longer than slow (1s)"),
+        ("[auth]", "[health]\nprobe_every = \"2m\"\n[auth]", "health.probe_every_max: 1m is shorter than probe_every"),
+        ("[auth]", "[health]\nslow_share = 3\n[auth]", "health.slow_share: write a share such as"),
+        ("[auth]", "[health]\nwindow = \"1ms\"\n[auth]", "health.window: 1ms is out of range: set 10ms to 1d"),
         ("[auth]", "[log]\nlevel = \"a=b=c\"\n[auth]", "log.level: \"a=b=c\" is no level"),
     ];
     for (good, bad, says) in table {

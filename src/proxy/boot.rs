@@ -11,6 +11,7 @@ use std::time::Instant;
 
 use anyhow::{Context, bail};
 use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
+use forebay_shard::config::SyncMode;
 use forebay_shard::shard::Shard;
 use tracing::{info, warn};
 
@@ -23,7 +24,7 @@ use super::node_file::NodeDisk;
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
-use super::status::NodeFacts;
+use super::status::{NO_SYNC, NodeFacts};
 use super::tls::TlsConfig;
 use super::topology::Topology;
 use crate::config::checked::Config;
@@ -85,6 +86,9 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     drop(ports);
     node.readiness.set(Stage::Ready);
     write_ports_file(&node)?;
+    if node.facts.sync == SyncMode::Never {
+        warn!("{NO_SYNC}");
+    }
     info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
     let first = event.recv().context("nobody can end this node")?;
     if let Event::CoreEnded(core) = first {
@@ -103,6 +107,7 @@ fn facts(config: &Config, node_id: u128, ports: &Ports) -> NodeFacts {
         started: Instant::now(),
         volumes: config.volumes.iter().map(|volume| volume.shard.name.to_string()).collect(),
         budget: config.budget,
+        sync: config.disk.sync,
     }
 }
 

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use bytes::Bytes;
+use forebay_shard::config::SyncMode;
 use forebay_shard::outcome::DeclinedReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -129,6 +130,8 @@ fn families(status: &Status) -> Vec<Family> {
     families.extend(disk_families(status));
     families.push(Family::gauges("build_info", "The running version", "version", [(env!("CARGO_PKG_VERSION"), 1)]));
     let ready = u64::from(status.stage_name() == "ready");
+    let sync = u64::from(status.facts.sync == SyncMode::Always);
+    families.push(Family::gauge("sync", "0 when an acknowledged write would not survive a power cut", sync));
     families.push(Family::gauge("ready", "1 while the node serves", ready));
     families
 }

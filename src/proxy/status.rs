@@ -6,6 +6,7 @@
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
+use forebay_shard::config::SyncMode;
 use forebay_shard::stats::ShardStats;
 use serde_json::{Value, json};
 
@@ -16,6 +17,10 @@ use crate::proxy::handler::Stage;
 use crate::proxy::metrics::{Outcome, Snapshot};
 use crate::proxy::report::CoreReport;
 use crate::proxy::topology::Topology;
+
+/// Said loudly wherever it is shown: the operator gave a promise up.
+pub const NO_SYNC: &str =
+    "sync = false: an acknowledged write survives the process, not a power cut; set sync = true in [[disk]]";
 
 /// What does not change while a node runs.
 #[derive(Debug, Clone)]
@@ -28,6 +33,8 @@ pub struct NodeFacts {
     pub volumes: Vec<String>,
     /// The split of its memory.
     pub budget: Budget,
+    /// Whether an acknowledgement from disk means stable storage.
+    pub sync: SyncMode,
 }
 
 /// A node at one moment.
@@ -95,6 +102,8 @@ impl Status {
             "payload_bytes": self.requests.bytes_sent + self.requests.bytes_received,
             "requests": self.requests_json(),
             "dirty": self.dirty_json(),
+            "sync": self.facts.sync == SyncMode::Always,
+            "warnings": self.warnings(),
             "memory": self.memory_json(),
             "disk": disk_json(total),
             "cores": self.cores.iter().map(core_json).collect::<Vec<_>>(),
@@ -105,6 +114,12 @@ impl Status {
         let mut text = serde_json::to_vec_pretty(&document).expect("it has only strings and numbers");
         text.push(b'\n');
         text.into()
+    }
+
+    /// What an operator should know even if nobody asked: one sentence each.
+    #[must_use]
+    pub fn warnings(&self) -> Vec<&'static str> {
+        (self.facts.sync == SyncMode::Never).then_some(NO_SYNC).into_iter().collect()
     }
 
     /// `starting`, `ready` or `draining`.

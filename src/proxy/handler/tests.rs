@@ -16,7 +16,7 @@ use forebay_io::checksum::{Digest, SumKey, piece_sums};
 use forebay_io::sim::{SimDisk, SimFile, SimWorld};
 use forebay_io::units::{PIECE_BYTES, sectors_up};
 use forebay_io::{Disk as _, DiskFile as _, OpenMode};
-use forebay_shard::config::{Access, DirtyFull, VolumeConfig, WriteMode};
+use forebay_shard::config::{Access, DirtyFull, SyncMode, VolumeConfig, WriteMode};
 use forebay_shard::key::{BlockKey, Generation, Identity};
 use forebay_shard::origin::{Etag, OriginError, OriginErrorKind};
 use forebay_shard::outcome::{
@@ -231,6 +231,7 @@ impl Bench {
                     put_bytes: 1 << 20,
                     memory_tier_bytes: 64 << 20,
                 },
+                sync: SyncMode::Never,
             }),
             readiness,
         };
@@ -579,6 +580,7 @@ fn the_node_tells_about_itself() {
     assert_eq!((&topology["shards"][1]["port"], &topology["shard_count"]), (&7411.into(), &2.into()));
     let status: serde_json::Value = serde_json::from_slice(bench.ask("GET", "/v1/status", &open, b"").bytes()).unwrap();
     assert_eq!((&status["hits"], &status["node"]["name"]), (&0.into(), &"node".into()));
+    assert!(status["sync"] == false && status["warnings"][0].as_str().unwrap().contains("power cut"), "{status}");
     let metrics = bench.ask("GET", "/metrics", &open, b"");
     assert!(metrics.text(CONTENT_TYPE).starts_with("application/openmetrics-text"));
     let text = std::str::from_utf8(metrics.bytes()).unwrap();
