@@ -327,12 +327,16 @@ impl Chain {
     }
 }
 
-/// The longest frame that [`is_one_byte_off`] tries to mend: 8 KiB take a second.
+/// The longest frame that [`is_one_byte_off`] tries to mend.
 pub const MENDABLE_BYTES_MAX: usize = 8 << 10;
 
-/// Whether some one byte of `bytes`, changed back, makes the next frame of `chain` at their beginning: then it was written
-/// whole and has rotted, and is not the remains of a write that was cut off. For whoever explains damage; nothing is
-/// ever mended by it.
+/// What a disk writes whole or not at all.
+const TEAR_BYTES: usize = 512;
+
+/// Whether some one byte of the first 512 of `bytes`, changed back, makes the next frame of `chain` at their beginning: then
+/// that was written whole and has rotted, and is not the remains of a write that was cut off. Further in nothing is proven
+/// so: where the write was torn, what lay there before may by chance differ in one byte. For whoever explains damage;
+/// nothing is ever mended by it.
 #[must_use]
 pub fn is_one_byte_off(store_id: u64, chain: Chain, want: FrameKind, bytes: &[u8]) -> bool {
     let mut tried = bytes[..bytes.len().min(MENDABLE_BYTES_MAX)].to_vec();
@@ -340,7 +344,7 @@ pub fn is_one_byte_off(store_id: u64, chain: Chain, want: FrameKind, bytes: &[u8
     // Behind what it claims to hold nothing counts; should the claim be the damage, it lies in the header.
     let claimed_bytes = u32_at(header, offset_of!(Layout, payload_bytes)) as usize;
     let end = FRAME_HEADER_BYTES.saturating_add(claimed_bytes);
-    let end = if end <= tried.len() { end } else { FRAME_HEADER_BYTES };
+    let end = if end <= tried.len() { end.min(TEAR_BYTES) } else { FRAME_HEADER_BYTES };
     (0..end).any(|at| {
         let found = tried[at];
         let mends = (1..=u8::MAX).any(|change| {

@@ -5,7 +5,6 @@
 
 use forebay_io::{Disk, Runtime};
 
-use crate::dirty::Standing;
 use crate::origin::Origin;
 use crate::shard::Shard;
 use crate::store::{DirtyKind, EntryState, Found};
@@ -35,8 +34,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 (DirtyKind::Tombstone, None) => inner.dirty.failures(record.identity) > 0,
                 _ => false,
             };
-            let lost = inner.dirty.standing(record.identity) == Some(Standing::Lost);
-            assert!(agrees || lost, "I9: queued as dirty is dirty in the index: {record:?}, {found:?}");
+            assert!(agrees, "I9: queued as dirty is dirty in the index: {record:?}, {found:?}");
         }
         for (identity, generation) in inner.memory.borrow().identities() {
             if inner.fills.is_changing(identity) {

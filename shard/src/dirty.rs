@@ -266,10 +266,13 @@ impl DirtyQueue {
                 && entry.flushing == Some(record.generation)
             {
                 entry.flushing = None;
-                let settled = matches!(entry.standing, Standing::Conflict | Standing::Lost);
-                if settled {
+                let is_current = entry.record.generation == record.generation;
+                if entry.standing == Standing::Lost && is_current && end == Finished::Done {
+                    // It rotted on disk after it was read for this flush: the origin has it, so it is not lost.
+                    queues.end(record.identity, end);
+                } else if matches!(entry.standing, Standing::Conflict | Standing::Lost) {
                     // A synchronous store met the conflict while this flush waited for the key's lane.
-                } else if entry.record.generation == record.generation {
+                } else if is_current {
                     match end {
                         Finished::Done | Finished::Conflict | Finished::Lost => queues.end(record.identity, end),
                         Finished::Retry(at) => {

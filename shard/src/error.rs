@@ -11,6 +11,9 @@ pub enum StoreError {
     /// The disk failed. The put or delete that waited on it is not acknowledged.
     #[error("the disk failed")]
     Disk(#[from] IoError),
+    /// The disk did not take the bytes of the block, so that its record was never journaled: nothing of it can turn up later.
+    #[error("the disk did not take the block")]
+    NotWritten(#[source] IoError),
     /// The superblock belongs to another node, shard or format.
     #[error("{what}")]
     Foreign {

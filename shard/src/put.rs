@@ -305,19 +305,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
         }
         let change = self.begin_change(identity, |counters| &counters.fills_raced_by_put);
-        // What is dirty here goes with this store: a tombstone not flushed yet, or the same bytes, lost to rot.
         let dirty = self.inner.dirty.record(identity);
-        if let Some(record) = &dirty
-            && matches!(record.kind, DirtyKind::Tombstone | DirtyKind::Block { before: BeforeStore::Delete, .. })
-            && let Err(error) = self.inner.origin.delete(&put.key).await
-        {
-            return PutDone::Failed(error);
-        }
-        let store = OriginStore { frames: put.frames.clone(), len_bytes: u64::from(put.len_bytes), digest: put.digest };
-        match self.inner.origin.store(&put.key, store).await {
-            Err(error) => return PutDone::Failed(error),
-            Ok(Stored::Conflict(_)) => return PutDone::KeyExists,
-            Ok(Stored::Done) => self.inner.counters.bytes_stored.add(u64::from(put.len_bytes)),
+        match self.store_through(put, dirty.as_deref()).await {
+            Settled::Failed(error) => return PutDone::Failed(error),
+            Settled::Conflict => return PutDone::KeyExists,
+            Settled::Done => self.inner.counters.bytes_stored.add(u64::from(put.len_bytes)),
         }
         match dirty {
             None => {
@@ -334,6 +326,29 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             }
         }
         PutDone::Created(Durability::Origin)
+    }
+
+    /// Sends a put to the origin, and before it the delete it has to follow. What is dirty here goes with this store: a
+    /// tombstone not flushed yet, or the same bytes, lost to rot, which the origin may have been given before: they are not
+    /// deleted there once more.
+    async fn store_through(&self, put: &Put, dirty: Option<&DirtyRecord>) -> Settled {
+        match dirty {
+            Some(lost @ DirtyRecord { kind: DirtyKind::Block { .. }, .. }) => {
+                return self.store_dirty(lost, put.frames.clone()).await;
+            }
+            Some(_) => {
+                if let Err(error) = self.inner.origin.delete(&put.key).await {
+                    return Settled::Failed(error);
+                }
+            }
+            None => {}
+        }
+        let store = OriginStore { frames: put.frames.clone(), len_bytes: u64::from(put.len_bytes), digest: put.digest };
+        match self.inner.origin.store(&put.key, store).await {
+            Err(error) => Settled::Failed(error),
+            Ok(Stored::Conflict(_)) => Settled::Conflict,
+            Ok(Stored::Done) => Settled::Done,
+        }
     }
 
     /// Publishes the block as clean, durably, over the dirty record that is there.
@@ -359,7 +374,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty })
     }
 
-    /// A record that an acknowledgement waited for did not become durable. After a fault of the device nobody knows
+    /// A record that an acknowledgement waited for did not become durable. After a fault of the journal nobody knows
     /// whether it will turn up at the next start, so the key takes no more changes until then.
     pub(crate) fn not_durable(&self, identity: Identity, error: &StoreError) -> DeclinedReason {
         if matches!(error, StoreError::Disk(_)) {
@@ -369,7 +384,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         match error {
             StoreError::Full => DeclinedReason::DiskFull,
             StoreError::Closing => DeclinedReason::Stopping,
-            StoreError::Disk(_) | StoreError::Failed | StoreError::Foreign { .. } => DeclinedReason::DiskFault,
+            StoreError::Disk(_) | StoreError::NotWritten(_) | StoreError::Failed | StoreError::Foreign { .. } => {
+                DeclinedReason::DiskFault
+            }
         }
     }
 }

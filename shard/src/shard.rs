@@ -247,7 +247,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.decline(match error {
             StoreError::Full => DeclinedReason::DiskFull,
             StoreError::Closing => DeclinedReason::Stopping,
-            StoreError::Disk(_) | StoreError::Failed | StoreError::Foreign { .. } => DeclinedReason::DiskFault,
+            StoreError::Disk(_) | StoreError::NotWritten(_) | StoreError::Failed | StoreError::Foreign { .. } => {
+                DeclinedReason::DiskFault
+            }
         })
     }
 }

@@ -238,8 +238,9 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     /// Dropping the future does not undo what was queued.
     ///
     /// # Errors
-    /// [`StoreError::Full`] if no region became free in time, [`StoreError::Disk`] if a write of this block or the
-    /// sync failed (nothing is published), [`StoreError::Failed`] and [`StoreError::Closing`].
+    /// [`StoreError::Full`] if no region became free in time, [`StoreError::NotWritten`] if the device did not take the
+    /// block, [`StoreError::Disk`] if the journal's write or the sync failed: nothing is published, but the record may turn
+    /// up after a restart; [`StoreError::Failed`] and [`StoreError::Closing`].
     ///
     /// # Panics
     /// If the block contradicts itself: frames and length, record and block.

@@ -16,11 +16,12 @@ use bench::{Bench, content};
 use forebay_io::Runtime;
 use forebay_io::sim::{Faults, Latency, OneIn, Survival};
 use forebay_shard::config::Geometry;
-use forebay_shard::outcome::{DeclinedReason, Durability, PutDone, Removed};
-use forebay_shard::sim_origin::Link;
+use forebay_shard::key::BlockKey;
+use forebay_shard::outcome::{DeclinedReason, Durability, Got, PutDone, Removed};
+use forebay_shard::sim_origin::{Link, OriginFaults};
 use forebay_shard::store::{Appended, Commit, Validity, slab_name};
 use futures::future::{join, join_all};
-use node::{Answer, Node, body, config, key, put};
+use node::{Answer, Node, body, config, config_without_memory, key, put};
 
 /// Regions are open for clean and for dirty records, so that the next record's commit is the one that fails.
 fn open_regions(node: &Node) {
@@ -214,4 +215,84 @@ fn an_append_waits_for_a_region_that_is_being_opened_however_long_the_queue_befo
         }
         assert_eq!(store.store.stats().evicted, 0);
     });
+}
+
+/// A bit of the block's bytes on disk flips.
+fn rot(node: &Node, key: &BlockKey) {
+    let located = node.run(async |shard| match shard.get(key).await {
+        Got::Disk(located) => {
+            shard.unpin(located.pin);
+            located
+        }
+        _ => panic!("it is on disk"),
+    });
+    node.world.flip_bit(&slab_name(0), located.offset + 100, 1);
+}
+
+#[test]
+fn a_block_that_rots_while_its_flush_is_on_the_way_is_not_lost() {
+    let node = Node::with_config(1, config_without_memory());
+    node.origin.set_latency_us(10_000..10_000);
+    let k = key("back", "k");
+    node.run(async |shard| {
+        let done = shard.put(put(&k, &body(1, 3_000), Durability::Disk)).await;
+        assert!(matches!(done, PutDone::Created(_)));
+        // Read for its flush, and on its way.
+        node.world.runtime().sleep(Duration::from_millis(5)).await;
+    });
+    assert_eq!((node.shard.stats().flushing, node.origin.body(&k)), (1, None));
+    rot(&node, &k);
+    assert!(!matches!(node.read(&k), Answer::Body(_)), "it rotted");
+    node.pass(Duration::from_secs(1));
+    let stats = node.shard.stats();
+    assert_eq!(node.origin.body(&k), Some(body(1, 3_000)));
+    assert_eq!((stats.counts.lost, stats.dirty_records, stats.lost_held), (1, 0, 0), "the origin has it after all");
+    node.shard.check();
+    assert_eq!(node.read(&k), Answer::Body(body(1, 3_000)));
+}
+
+#[test]
+fn a_put_over_a_lost_block_deletes_nothing_that_the_origin_was_given() {
+    let mut node = Node::with_config(1, config_without_memory());
+    let k = key("back", "k");
+    node.origin.insert(&k, body(1, 100), None);
+    node.origin.set_link(Link::Down);
+    node.run(async |shard| {
+        assert!(matches!(shard.delete(&k).await, Removed::Done(Durability::Disk)));
+        assert!(matches!(shard.put(put(&k, &body(2, 3_000), Durability::Disk)).await, PutDone::Created(_)));
+    });
+    rot(&node, &k);
+    node.pass(Duration::from_secs(5));
+    // The delete went out, the store had its effect, and nobody here was told.
+    node.origin.insert(&k, body(2, 3_000), None);
+    assert_eq!(node.read(&k), Answer::Lost);
+    node.origin.set_link(Link::Up);
+    node.origin.set_faults(OriginFaults { store_error: 1, ..OriginFaults::default() });
+    let deletes = node.origin.counts().deletes;
+    let done = node.run(async |shard| shard.put(put(&k, &body(2, 3_000), Durability::Origin)).await);
+    assert!(matches!(done, PutDone::Created(Durability::Origin)), "{done:?}");
+    assert_eq!(node.origin.counts().deletes, deletes, "what is there is what is put");
+    node.crash();
+    assert_eq!(node.read(&k), Answer::Body(body(2, 3_000)));
+}
+
+#[test]
+fn a_block_that_the_disk_did_not_take_leaves_its_key_in_no_doubt() {
+    let node = steady();
+    let k = key("back", "k");
+    open_regions(&node);
+    node.origin.insert(&k, body(1, 100), None);
+    node.origin.set_link(Link::Down);
+    assert!(matches!(node.run(async |shard| shard.delete(&k).await), Removed::Done(Durability::Disk)));
+    node.world.set_faults(Faults { write_error: OneIn::ALWAYS, ..Faults::default() });
+    assert!(is_disk_fault(&node.put(&k, &body(2, 3_000))));
+    node.world.set_faults(Faults::default());
+    node.origin.set_link(Link::Up);
+    // Not even the disk has to come back from anything but an error: nothing was journaled.
+    node.pass(Duration::from_secs(120));
+    let stats = node.shard.stats();
+    assert_eq!((stats.dirty_records, stats.health.counts.refounded), (0, 0), "the delete is flushed");
+    assert_eq!(node.origin.body(&k), None);
+    assert!(matches!(node.put(&k, &body(2, 3_000)), PutDone::Created(_)), "and the key takes changes");
+    node.shard.check();
 }

@@ -172,7 +172,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             Ok(()) => self.publish(group),
             Err(error) => {
                 self.fail(&error);
-                self.decide_all(group, || repeated(&error));
+                self.decide_all(group, || StoreError::Disk(repeated(&error)));
             }
         }
     }
@@ -195,7 +195,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             };
             match outcome {
                 Ok(()) => written.push(item),
-                Err(error) => self.change(|state| state.decide(item, Err(repeated(&error)))),
+                Err(error) => self.change(|state| state.decide(item, Err(StoreError::NotWritten(repeated(&error))))),
             }
         }
         written

@@ -236,8 +236,8 @@ impl<D: Disk, R: Runtime> Drop for Undecided<D, R> {
 }
 
 /// The same error once more, for the next waiter.
-pub fn repeated(error: &IoError) -> StoreError {
-    StoreError::Disk(match error {
+pub fn repeated(error: &IoError) -> IoError {
+    match error {
         IoError::Missing { name } => IoError::Missing { name: name.clone() },
         IoError::Exists { name } => IoError::Exists { name: name.clone() },
         IoError::NoSpace { name, bytes } => IoError::NoSpace { name: name.clone(), bytes: *bytes },
@@ -250,5 +250,5 @@ pub fn repeated(error: &IoError) -> StoreError {
             IoError::Device { verb, name: name.clone(), at: *at, source }
         }
         IoError::Corrupt { name, at, what } => IoError::Corrupt { name: name.clone(), at: *at, what },
-    })
+    }
 }

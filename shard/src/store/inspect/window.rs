@@ -81,7 +81,7 @@ impl<F: DiskFile> Window<F> {
     }
 
     /// What the bytes at `at` are, which are no good frame where the next of `chain` should be. Rot is told where a head
-    /// is damaged, or a short frame is one byte off; else it may have been cut off while it was written.
+    /// is damaged, or one byte of its first 512; else it may have been cut off while it was written.
     pub async fn remains(&self, store_id: u64, at: u64, chain: Chain, want: FrameKind) -> Result<Remains, IoError> {
         let len = self.until.saturating_sub(at).min(MENDABLE_BYTES_MAX as u64) as usize;
         if len == 0 {
