@@ -207,7 +207,7 @@ fn a_failed_write_quarantines_its_region_and_the_store_goes_on_in_another() {
         store.put("good", content(1, 3000)).await.unwrap();
         let faults = Faults { write_error: OneIn::ALWAYS, ..Faults::default() };
         bench.world.set_faults(faults);
-        assert!(matches!(store.put("bad", content(2, 3000)).await, Err(StoreError::Disk(_))));
+        assert!(matches!(store.put("bad", content(2, 3000)).await, Err(StoreError::NotWritten(_))));
         bench.world.set_faults(Faults::default());
         assert!(store.find("bad").is_none());
         assert_eq!(store.put("next", content(3, 3000)).await.unwrap(), Appended::Published);
