@@ -76,4 +76,19 @@ impl IoError {
     pub fn is_device_fault(&self) -> bool {
         matches!(self, IoError::Short { .. } | IoError::Device { .. } | IoError::Corrupt { .. })
     }
+
+    /// Whether the device says that what lies there can't be read: how Linux reports a medium, a target or a protection error.
+    #[must_use]
+    pub fn is_unreadable(&self) -> bool {
+        const EIO: i32 = 5;
+        const ENODATA: i32 = 61;
+        const EILSEQ: i32 = 84;
+        const EREMOTEIO: i32 = 121;
+        match self {
+            IoError::Device { verb: "read" | "open", source, .. } => {
+                matches!(source.raw_os_error(), Some(EIO | ENODATA | EILSEQ | EREMOTEIO))
+            }
+            _ => false,
+        }
+    }
 }

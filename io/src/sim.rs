@@ -247,6 +247,14 @@ impl SimWorld {
         self.disk().flip_bit(name, at, bit);
     }
 
+    /// Makes the sector of a file at `at` unreadable (EIO) until it is written again, also after a crash.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn break_sector(&self, name: &str, at: u64) {
+        self.disk().break_sector(name, at);
+    }
+
     /// The names of all files, sorted.
     #[must_use]
     pub fn file_names(&self) -> Vec<String> {

@@ -50,6 +50,7 @@ mod journal;
 mod listing;
 mod lookup;
 mod open;
+mod patient;
 mod place;
 mod probe;
 mod publish;

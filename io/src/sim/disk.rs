@@ -81,6 +81,15 @@ impl SimDisk {
         platter.files.get_mut(name).expect("the test names a file that exists").flip_bit(at, bit);
     }
 
+    /// Makes the sector at `at` unreadable until it is written again.
+    ///
+    /// # Panics
+    /// If there is no such file.
+    pub fn break_sector(&self, name: &str, at: u64) {
+        let mut platter = self.platter().borrow_mut();
+        platter.files.get_mut(name).expect("the test names a file that exists").break_sector(at);
+    }
+
     fn platter(&self) -> &RefCell<Platter> {
         &self.world.platter
     }
@@ -198,6 +207,10 @@ impl DiskFile for SimFile {
         self.disk.take_time(&self.name, |latency| latency.read_us.clone()).await;
         let mut platter = self.disk.platter().borrow_mut();
         if platter.strikes(&self.name, |faults| faults.read_error, |fired| &mut fired.read_error) {
+            return Err(device("read", &self.name, at));
+        }
+        if platter.media(&self.name).is_broken(at, len) {
+            platter.fired.broken_sector += 1;
             return Err(device("read", &self.name, at));
         }
         let there = platter.media(&self.name).len_bytes.saturating_sub(at);

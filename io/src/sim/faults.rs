@@ -71,6 +71,8 @@ pub enum Survival {
 pub struct Fired {
     /// Reads failed.
     pub read_error: u64,
+    /// Reads that touched a broken sector.
+    pub broken_sector: u64,
     /// Writes failed.
     pub write_error: u64,
     /// Syncs failed.

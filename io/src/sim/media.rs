@@ -36,6 +36,8 @@ pub(super) struct Media {
     in_flight: BTreeMap<u64, (u64, Vec<Sector>)>,
     next_write: u64,
     accepted: u64,
+    /// Sectors that can't be read until they are written again.
+    broken: HashSet<u64>,
 }
 
 #[derive(Clone)]
@@ -115,6 +117,7 @@ impl Media {
             in_flight: BTreeMap::new(),
             next_write,
             accepted: 0,
+            broken: HashSet::new(),
         }
     }
 
@@ -193,6 +196,17 @@ impl Media {
         self.current.insert(sector, rotten);
     }
 
+    /// The sector at `at` can't be read any more, until a write of it was accepted.
+    pub(super) fn break_sector(&mut self, at: u64) {
+        self.broken.insert(at / SECTOR_BYTES as u64);
+    }
+
+    /// Whether a read of `len` bytes at `at` touches a broken sector.
+    pub(super) fn is_broken(&self, at: u64, len: usize) -> bool {
+        let (first, count) = (at / SECTOR_BYTES as u64, (len / SECTOR_BYTES) as u64);
+        !self.broken.is_empty() && (first..first + count).any(|sector| self.broken.contains(&sector))
+    }
+
     /// How many decisions a crash would take here, at most.
     pub(super) fn doubts(&self) -> usize {
         let writes: HashSet<u64> = self.unsynced.iter().map(|unsynced| unsynced.write).collect();
@@ -245,6 +259,7 @@ impl Media {
         self.accepted += 1;
         for (sector, bytes) in (first..).zip(sectors) {
             self.current.insert(sector, Rc::clone(&bytes));
+            self.broken.remove(&sector);
             self.unsynced.push(Unsynced { write, sector, bytes, order, doubtful });
         }
     }

@@ -15,6 +15,7 @@ use super::block::Certainty;
 use super::checkpoint::{Header, SlotWriter, slot_name};
 use super::entry::{REGION_BYTES_MAX, REGION_MAX};
 use super::journal::{self, JOURNAL_BYTES_MIN, Point};
+use super::patient::{PatientDisk, PatientFile};
 use super::record::Record;
 use super::recover::{self, Beginning, Loaded};
 use super::regions::{RegionState, StreamKind};
@@ -75,14 +76,17 @@ pub async fn open<D: Disk, R: Runtime>(
 ) -> Result<(Rc<Core<D, R>>, Recovered), StoreError> {
     let name = slab_name(config.node.shard);
     let slab = disk.open(&name, OpenMode::ReadWrite).await?;
-    let (superblock, copies) = read_superblock(&slab, &name).await?;
+    let patient = PatientDisk::new(disk.clone(), runtime.clone());
+    let patient_slab = patient.file(&name, slab.clone());
+    let (superblock, copies) = read_superblock(&patient_slab, &name).await?;
     check_owner(&superblock, &config.node, &name)?;
     if slab.len_bytes() < superblock.slab_bytes() {
         let what = format!("{name} is shorter than its superblock says; it was cut, restore it or format a new one");
         return Err(StoreError::Foreign { what });
     }
     let Loaded { mut state, voids, settled_through, beginning, by, mut rejected, work } =
-        recover::load(&disk, &runtime, &slab, &superblock, &config.node).await?;
+        recover::load(&patient, &runtime, &patient_slab, &superblock, &config.node).await?;
+    rejected.unreadable_sectors = patient.unreadable();
     if copies == Copies::One {
         rejected.superblocks += 1;
         write_superblock(&disk, &slab, &superblock).await?;
@@ -249,11 +253,15 @@ async fn write_superblock<D: Disk>(disk: &D, slab: &D::File, superblock: &Superb
     Ok(())
 }
 
-async fn read_superblock<F: DiskFile>(slab: &F, name: &str) -> Result<(Superblock, Copies), StoreError> {
+async fn read_superblock<F: DiskFile, R: Runtime>(
+    slab: &PatientFile<F, R>,
+    name: &str,
+) -> Result<(Superblock, Copies), StoreError> {
     let foreign = |what: String| StoreError::Foreign { what };
     if slab.len_bytes() < SUPERBLOCKS_BYTES as u64 {
         return Err(foreign(format!("{name} is too short for a slab; move it away and format")));
     }
+    slab.bear_witness().await?;
     let bytes = slab.read(0, SUPERBLOCKS_BYTES).await?;
     Superblock::decode_copies(&bytes).map_err(|reject| match reject {
         SuperblockReject::NotForebay => {

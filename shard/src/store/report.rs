@@ -43,6 +43,8 @@ rejected! {
     checkpoint_slots,
     /// Copies of the superblock that are damaged.
     superblocks,
+    /// Sectors that the device could not read (EIO), however often it was asked; each cost what lay on it.
+    unreadable_sectors,
     /// After a disaster: clean entries that were dropped, as far as something named them.
     clean_dropped,
     /// After a disaster: regions without a whole footer; what only a footer would have named is lost.

@@ -36,6 +36,11 @@ pub async fn open<D: Disk>(disk: &D, superblock: &Superblock) -> Result<Slots<D:
     for slot in 0..=SALVAGE_SLOT {
         let file = match disk.open(&slot_name(superblock.shard, slot), OpenMode::Read).await {
             Err(IoError::Missing { .. }) => continue,
+            Err(error) if error.is_unreadable() => {
+                let count = u64::from(slot != SALVAGE_SLOT);
+                (slots.present, slots.damaged) = (slots.present + count, slots.damaged + count);
+                continue;
+            }
             opened => opened?,
         };
         slots.present += u64::from(slot != SALVAGE_SLOT);
@@ -63,6 +68,7 @@ pub async fn read_loose<D: Disk>(
 ) -> Result<Option<Header>, IoError> {
     let file = match disk.open(&slot_name(superblock.shard, slot), OpenMode::Read).await {
         Err(IoError::Missing { .. }) => return Ok(None),
+        Err(error) if error.is_unreadable() => return Ok(None),
         opened => opened?,
     };
     let (mut header, mut at) = (None, 0);

@@ -15,6 +15,7 @@ use forebay_shard::stats::ShardStats;
 const NAMES: &[&str] = &[
     // The disk.
     "disk: EIO on read",
+    "disk: a sector answers EIO at recovery",
     "disk: EIO on write",
     "disk: EIO on sync",
     "disk: ENOSPC",
@@ -48,6 +49,7 @@ const NAMES: &[&str] = &[
     "journal frame torn",
     "payload torn",
     "superblock copy damaged",
+    "recovery past an unreadable sector",
     "clean close and open",
     // Regions.
     "reclaim of a region with dirty records",
@@ -121,6 +123,7 @@ impl Coverage {
     pub fn add_faults(&mut self, disk: &Fired, origin: &OriginFired) {
         for (name, count) in [
             ("disk: EIO on read", disk.read_error),
+            ("disk: a sector answers EIO at recovery", disk.broken_sector),
             ("disk: EIO on write", disk.write_error),
             ("disk: EIO on sync", disk.sync_error),
             ("disk: ENOSPC", disk.no_space),
@@ -204,6 +207,7 @@ impl Coverage {
             ("journal frame torn", rejected.torn_frames),
             ("payload torn", rejected.torn_payload),
             ("superblock copy damaged", rejected.superblocks),
+            ("recovery past an unreadable sector", rejected.unreadable_sectors),
             ("newer record's region died before the older's", rejected.outlived),
         ] {
             self.add_to(name, count);

@@ -57,6 +57,7 @@ pub fn run(world: SimWorld, seed: u64, steps: u64) -> Ran {
         machine,
         shared: Rc::new(shared),
         rng,
+        broken: SmallRng::seed_from_u64(seed ^ 0xB04E),
         coverage: Coverage::default(),
         slot_damaged: false,
         closed: false,
@@ -103,6 +104,8 @@ struct Director {
     machine: Machine,
     shared: Rc<Shared>,
     rng: SmallRng,
+    /// What breaks, drawn apart.
+    broken: SmallRng,
     coverage: Coverage,
     /// One checkpoint slot may be damaged in a run: with both damaged the store may refuse to open.
     slot_damaged: bool,
@@ -242,8 +245,34 @@ impl Director {
         self.shared.busy_since.borrow_mut().iter_mut().for_each(|since| *since = None);
         if self.shared.plan.disk == DiskMode::Lying && self.rng.random_range(0..2) == 0 {
             self.damage();
+        } else if self.shared.plan.disk != DiskMode::Honest && self.broken.random_range(0..3) == 0 {
+            self.break_sector();
         }
         self.closed = false;
+    }
+
+    /// Makes a sector unreadable where the store must stand it: recovery reads it, and everything on it stands elsewhere too.
+    fn break_sector(&mut self) {
+        let regions = self.shared.plan.region_bytes_in_slab();
+        let (journal, region_bytes) = (8_192..regions.start, self.shared.plan.geometry.region_bytes);
+        let is_whole = self.closed && self.shared.plan.disk == DiskMode::Lying;
+        let (name, at) = match self.broken.random_range(0..4) {
+            0 => (SLAB.to_owned(), self.broken.random_range(0..8_192)),
+            1 if is_whole && !self.slot_damaged => {
+                self.slot_damaged = true;
+                let slots: Vec<String> =
+                    self.machine.world.file_names().into_iter().filter(|name| name != SLAB).collect();
+                (slots[self.broken.random_range(0..slots.len())].clone(), self.broken.random_range(0..8_192))
+            }
+            // Behind a close the checkpoint says it all.
+            2 if is_whole => (SLAB.to_owned(), self.broken.random_range(journal)),
+            _ => {
+                let region = self.broken.random_range(1..=u64::from(self.shared.plan.geometry.region_count));
+                (SLAB.to_owned(), regions.start + region * region_bytes - 1)
+            }
+        };
+        self.note("a sector breaks", at);
+        self.machine.world.break_sector(&name, at);
     }
 
     /// Flips one bit where the store must stand it without losing anything but what it hit.

@@ -7,10 +7,11 @@
 
 use std::collections::{HashMap, HashSet};
 
-use forebay_io::{Disk, IoError, Runtime};
+use forebay_io::{Disk, IoError, OpenMode, Runtime};
 
 use super::super::block::Certainty;
 use super::super::entry::State as EntryIs;
+use super::super::patient::PatientDisk;
 use super::super::record::Record;
 use super::super::regions::Epoch;
 use super::super::{NodeIdentity, RecoveredBy, open, slab_name};
@@ -43,9 +44,15 @@ pub async fn verify<D: Disk, R: Runtime>(
     let mut report = Report { shard, parts: Vec::new(), proven_bytes: 0 };
     let file = slab_name(shard);
     let at = |part| Progress { part, done_bytes: 0, total_bytes: 0 };
+    // As recovery reads: what lies on a bad sector is damaged, and everything else is still judged.
+    let disk = PatientDisk::new(disk, runtime.clone());
+    if let Ok(slab) = disk.open(&file, OpenMode::Read).await {
+        // A disk that reads nothing at all says so to whoever reads next.
+        let _ = slab.bear_witness().await;
+    }
     progress(at(Part::Superblock));
     report.parts.push(superblocks(&disk, shard, owner).await);
-    let inspector = match Inspector::open(disk, shard).await {
+    let inspector = match Inspector::open(disk.clone(), shard).await {
         Ok(inspector) => inspector,
         Err(error) => {
             report.cut_short(Part::Checkpoints, format!("{:#}", Chain(&error)));
@@ -74,6 +81,12 @@ pub async fn verify<D: Disk, R: Runtime>(
     report.proven_bytes = proven_bytes;
     report.parts.push(part);
     inspector.name_keys(&slots, &recovery, &mut report).await;
+    if disk.unreadable() > 0
+        && let Some(part) = report.parts.last_mut()
+    {
+        let what = format!("{} sectors can't be read: what lay there counts as damaged", disk.unreadable());
+        part.found(Finding::new(Cost::Note, &file, None, what));
+    }
     report
 }
 
