@@ -31,6 +31,18 @@ pub struct ShardConfig {
     pub fills_max: usize,
     /// When a disk counts as bad, and as good again.
     pub health: HealthLimits,
+    /// What the disk's policy may remember and write.
+    pub disk_limits: DiskLimits,
+}
+
+/// What the policy of a shard's disk may remember and write. By default it remembers nothing of what went, and may write
+/// all it wants.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct DiskLimits {
+    /// Evicted blocks remembered, at most: 4 bytes each.
+    pub ghosts_max: usize,
+    /// Payload bytes a day, beyond which fills are declined and nothing is written again; puts never are.
+    pub write_bytes_per_day: Option<u64>,
 }
 
 /// Whether `disk` durability means stable storage.

@@ -168,7 +168,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             frames,
             len_bytes: u32::try_from(len_bytes).expect("a block's length was compared with its volume's maximum"),
             etag,
-            kind: NewKind::Clean { validity: work.fill.validity.clone(), commit: Commit::Lazy },
+            kind: NewKind::Fetched { validity: work.fill.validity.clone() },
         };
         self.append_clean(block).await;
     }
@@ -183,6 +183,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         match self.inner.store.append(block).await {
             Ok(Appended::Published) => counters.fills_published.one(),
             Ok(Appended::Invalidated) => counters.fills_invalidated.one(),
+            // The store counts them.
+            Ok(Appended::Declined) => {}
             Err(error) => {
                 counters.appends_failed.one();
                 tracing::debug!(%error, "a clean block was not kept on disk");

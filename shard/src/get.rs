@@ -17,6 +17,7 @@ use crate::key::{BlockKey, Generation, Identity};
 use crate::memory::contiguous;
 use crate::origin::{Etag, Origin};
 use crate::outcome::{BlockMeta, DeclinedReason, Got, Headed, MetaSource, Pin};
+use crate::policy::s3fifo::News;
 use crate::read::ReadError;
 use crate::shard::Shard;
 use crate::store::{DirtyKind, DirtyRecord, EntryState, Found};
@@ -26,7 +27,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub async fn get(&self, key: &BlockKey) -> Got {
         let identity = self.identity(key);
         let counters = &self.inner.counters;
-        if let Some((hit, _)) = self.inner.memory.borrow_mut().look_up(identity) {
+        let in_memory = self.inner.memory.borrow_mut().look_up(identity);
+        if let Some((hit, is_news)) = in_memory {
+            // Else its copy on disk would go as unused while it is hot here.
+            if is_news == News::Yes {
+                self.inner.store.count_use(identity);
+            }
             counters.hits_memory.one();
             counters.bytes_hit_memory.add(hit.body.len() as u64);
             return Got::Memory(hit);
@@ -44,6 +50,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return self.pass_the_disk_by(key, identity).await;
         }
         if let Some(located) = self.inner.store.locate(identity) {
+            self.inner.store.count_use(identity);
             counters.hits_disk.one();
             counters.bytes_hit_disk.add(u64::from(located.len_bytes));
             return Got::Disk(located);

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use crate::key::{Generation, Identity};
 use crate::origin::Etag;
 use crate::outcome::MemoryHit;
-use crate::policy::s3fifo::S3Fifo;
+use crate::policy::s3fifo::{News, S3Fifo};
 
 /// What one block costs beside its content: the policy's slot and place in its table (at most 138 bytes), its ghost (21), what a shared
 /// `Bytes` allocates (32), and the allocator's rounding.
@@ -47,9 +47,9 @@ impl MemoryTier {
         cost_bytes.saturating_mul(LARGEST_SHARE) <= self.max_bytes && u32::try_from(cost_bytes).is_ok()
     }
 
-    /// For a client: counts as a use.
-    pub(crate) fn look_up(&mut self, identity: Identity) -> Option<(MemoryHit, Generation)> {
-        self.blocks.use_of(identity).map(Held::hit)
+    /// For a client: counts as a use, and says whether that is news.
+    pub(crate) fn look_up(&mut self, identity: Identity) -> Option<(MemoryHit, News)> {
+        self.blocks.use_of(identity).map(|(held, news)| (held.hit().0, news))
     }
 
     /// For our own work: a block is not hot because it is flushed.

@@ -6,6 +6,9 @@
 
 use crate::key::Identity;
 
+pub mod allowance;
+pub mod disk;
+pub mod fingerprints;
 pub mod ghost;
 pub mod queues;
 pub mod s3fifo;

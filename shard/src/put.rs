@@ -272,7 +272,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 drop(change);
                 Ok(())
             }
-            Ok(Appended::Invalidated) => panic!("I6: under the key's lock nothing newer can be published"),
+            Ok(Appended::Invalidated | Appended::Declined) => {
+                panic!("I6: under the key's lock nothing newer can be published, and no put is declined")
+            }
             Err(error) => Err(self.not_durable(identity, &error)),
         }
     }

@@ -197,6 +197,8 @@ pub struct ShardStats {
     pub health: HealthReport,
     /// Whether the store takes no writes now, after a failed sync.
     pub writes_stopped: bool,
+    /// Bytes written to the disk since the shard was opened, its journal, checkpoints and footers included.
+    pub written_bytes: u64,
     /// The store's own figures.
     pub store: StoreStats,
 }
@@ -222,7 +224,16 @@ impl ShardStats {
         self.recovery.add(&other.recovery);
         self.health.add(&other.health);
         self.writes_stopped |= other.writes_stopped;
+        self.written_bytes += other.written_bytes;
         add_store(&mut self.store, &other.store);
+    }
+}
+
+impl ShardStats {
+    /// Content bytes that GETs were answered with: from memory, from disk, and by fills (once each, however many shared it).
+    #[must_use]
+    pub fn served_bytes(&self) -> u64 {
+        self.counts.bytes_hit_memory + self.counts.bytes_hit_disk + self.counts.bytes_fetched
     }
 }
 
@@ -263,6 +274,14 @@ fn add_store(sum: &mut StoreStats, other: &StoreStats) {
     sum.relocations_flushed += other.relocations_flushed;
     sum.reclaims_pinned += other.reclaims_pinned;
     sum.journal_wraps += other.journal_wraps;
+    sum.reinserted += other.reinserted;
+    sum.reinserted_bytes += other.reinserted_bytes;
+    sum.reinsertions_forgone += other.reinsertions_forgone;
+    sum.reinsertions_overwritten += other.reinsertions_overwritten;
+    sum.reinsertions_deleted += other.reinsertions_deleted;
+    sum.ghost_hits += other.ghost_hits;
+    sum.fills_declined += other.fills_declined;
+    sum.ghost_bytes += other.ghost_bytes;
 }
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
@@ -290,6 +309,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             recovery: inner.recovery,
             health: inner.health.report(),
             writes_stopped: inner.store.is_failed(),
+            written_bytes: inner.health.written_bytes(),
             store: inner.store.stats(),
         }
     }

@@ -3,7 +3,7 @@
 //! Called by the verbs through [`Store`]; runs on one thread and in the simulator. Upholds I1 (places), I2 and I3
 //! (publish and acknowledge after durability), I4 (dirty is never evicted), I7 (pins), I9 (flushed marks), I11 and I13
 //! (recovery). The files below: `record` codec, `entry` and `index` in memory, `regions`, `append`, `commit`,
-//! `journal`, `checkpoint`, `recover`, `reclaim`.
+//! `journal`, `checkpoint`, `recover`, `reclaim`, `keep`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,7 +24,7 @@ use self::record::{PutRecord, Record};
 use self::regions::Epoch;
 use self::state::{Core, Life, Undecided};
 use crate::canary::{self, Canary};
-use crate::config::{Geometry, SyncMode};
+use crate::config::{DiskLimits, Geometry, SyncMode};
 use crate::error::StoreError;
 use crate::key::{BlockKey, Generation, Identity, IdentityKey};
 use crate::origin::Etag;
@@ -47,6 +47,7 @@ pub mod fuzz;
 mod index;
 pub mod inspect;
 mod journal;
+mod keep;
 mod listing;
 mod lookup;
 mod open;
@@ -94,6 +95,8 @@ pub struct StoreConfig {
     pub sync: SyncMode,
     /// How long the committer gathers; zero: as soon as the previous commit is done.
     pub commit_delay: Duration,
+    /// What the policy may remember and write.
+    pub disk_limits: DiskLimits,
 }
 
 /// What recovery found.
@@ -162,6 +165,22 @@ pub struct StoreStats {
     pub reclaims_pinned: u64,
     /// Times the journal began again at its ring's start.
     pub journal_wraps: u64,
+    /// Clean blocks that reclaim wrote again because they had been used.
+    pub reinserted: u64,
+    /// Their payload.
+    pub reinserted_bytes: u64,
+    /// Used blocks that reclaim evicted all the same: more than a region may keep, or an append waited for room.
+    pub reinsertions_forgone: u64,
+    /// Re-insertions overtaken by a newer put or fill.
+    pub reinsertions_overwritten: u64,
+    /// Re-insertions overtaken by a delete or a purge.
+    pub reinsertions_deleted: u64,
+    /// Fills of blocks that had gone from disk not long before.
+    pub ghost_hits: u64,
+    /// Fills that the write budget kept from disk.
+    pub fills_declined: u64,
+    /// What the ghosts take in memory.
+    pub ghost_bytes: u64,
 }
 
 /// The name of a shard's slab file.
@@ -222,12 +241,20 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         self.core.state.borrow().found(identity)
     }
 
-    /// Where the block of `identity` lies, its region pinned (I7) until [`Store::unpin`], its entry marked as used.
-    /// `None` if there is no entry or only a tombstone.
+    /// Where the block of `identity` lies, its region pinned (I7) until [`Store::unpin`]. `None` if there is no entry or only
+    /// a tombstone. No use of it: [`Store::count_use`] says that a client asked.
     #[must_use]
     pub fn locate(&self, identity: Identity) -> Option<Located> {
         let entry = self.core.state.borrow().index.find(identity).filter(|entry| entry.place().is_some())?;
         Some(self.core.locate_entry(&entry))
+    }
+
+    /// A client asked for this block, wherever it was answered from: what is used stays on disk.
+    pub fn count_use(&self, identity: Identity) {
+        let mut state = self.core.state.borrow_mut();
+        if let Some(entry) = state.index.find(identity) {
+            state.count_use(entry);
+        }
     }
 
     /// Gives back what [`Store::locate`] pinned; exactly once.
@@ -249,7 +276,9 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         let frames_bytes: usize = block.frames.iter().map(Bytes::len).sum();
         assert_eq!(frames_bytes, block.len_bytes as usize, "the frames are the content");
         let (mode, dirty) = match &block.kind {
-            NewKind::Clean { validity, commit: Commit::Lazy } => (PutMode::Fill(validity.clone()), None),
+            NewKind::Fetched { validity } | NewKind::Clean { validity, commit: Commit::Lazy } => {
+                (PutMode::Fill(validity.clone()), None)
+            }
             NewKind::Clean { validity, commit: Commit::Durable } => (PutMode::Confirmed(validity.clone()), None),
             NewKind::Dirty(record) => {
                 assert_eq!(record.identity, block.identity, "the record is that of the block");
@@ -271,9 +300,10 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         if !self.core.state.borrow().admits(put.identity, put.generation, &mode) {
             return Ok(Appended::Invalidated);
         }
+        let Some(stream) = self.core.stream_for(&block.kind, block.identity, block.len_bytes) else { return Ok(Appended::Declined) };
         // No footer's note speaks of this generation until it is decided.
         let undecided = matches!(mode, PutMode::Dirty(_)).then(|| Undecided::begin(&self.core, block.generation));
-        let decided = self.core.place(Draft { put, frames: block.frames, mode }).await?;
+        let decided = self.core.place(Draft { put, frames: block.frames, mode, stream }).await?;
         undecided.into_iter().for_each(Undecided::queued);
         self.decision(decided).await
     }

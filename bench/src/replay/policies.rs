@@ -7,10 +7,12 @@ use clap::ValueEnum;
 use forebay_shard::policy::s3fifo::S3Fifo;
 
 use self::classic::{Clock, Fifo, Lru};
+use self::regions::Regions;
 use self::sieve::Sieve;
 use super::trace::Request;
 
 mod classic;
+mod regions;
 mod sieve;
 
 /// Who takes part.
@@ -28,6 +30,8 @@ pub enum Name {
     S3Fifo,
     /// What Forebay's memory tier does
     Forebay,
+    /// What Forebay's disk does, region by region
+    ForebayDisk,
 }
 
 impl Name {
@@ -40,12 +44,13 @@ impl Name {
             Name::Sieve => "SIEVE",
             Name::S3Fifo => "S3-FIFO",
             Name::Forebay => "Forebay",
+            Name::ForebayDisk => "Forebay's disk",
         }
     }
 
     /// Whether it is one of the five that Forebay is compared with.
     pub fn is_of_the_papers(self) -> bool {
-        self != Name::Forebay
+        !matches!(self, Name::Forebay | Name::ForebayDisk)
     }
 
     /// An empty cache of it.
@@ -57,6 +62,7 @@ impl Name {
             Name::Sieve => Run::boxed(capacity_bytes, Sieve::new(capacity_bytes)),
             Name::S3Fifo => Run::boxed(capacity_bytes, Paper(S3Fifo::new(capacity_bytes))),
             Name::Forebay => Run::boxed(capacity_bytes, Paper(S3Fifo::new(capacity_bytes))),
+            Name::ForebayDisk => Run::boxed(capacity_bytes, Regions::new(capacity_bytes)),
         }
     }
 }

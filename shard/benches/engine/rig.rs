@@ -13,7 +13,7 @@ use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::ring::{ArenaConfig, RingDisk, RingRuntime};
 use forebay_shard::config::{
-    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+    Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
 use forebay_shard::key::{BlockKey, IdentityKey};
 use forebay_shard::origin::{Fetched, Origin, OriginError, OriginMeta, Store, Stored};
@@ -127,6 +127,7 @@ pub fn config(memory_tier_bytes: u64, dirty_bytes_max: u64) -> ShardConfig {
         commit_delay: Duration::ZERO,
         fills_max: 4096,
         health: HealthLimits::default(),
+        disk_limits: DiskLimits::default(),
     }
 }
 

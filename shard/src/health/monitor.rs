@@ -127,6 +127,7 @@ pub(crate) struct Monitor<R: Runtime> {
     changed: Signal,
     counts: Cell<HealthCounts>,
     last_step: Cell<(Option<Reason>, u64)>,
+    written_bytes: Cell<u64>,
 }
 
 impl<R: Runtime> Monitor<R> {
@@ -141,7 +142,18 @@ impl<R: Runtime> Monitor<R> {
             changed: Signal::new(),
             counts: Cell::default(),
             last_step: Cell::default(),
+            written_bytes: Cell::new(0),
         })
+    }
+
+    /// A write of so many bytes begins.
+    pub(crate) fn writes(&self, bytes: u64) {
+        self.written_bytes.set(self.written_bytes.get() + bytes);
+    }
+
+    /// Bytes written since the shard was opened.
+    pub(crate) fn written_bytes(&self) -> u64 {
+        self.written_bytes.get()
     }
 
     /// Where the disk stands.

@@ -76,6 +76,7 @@ impl<F: DiskFile, R: Runtime> DiskFile for WatchedFile<F, R> {
 
     fn write(&self, at: u64, buf: WriteBuf) -> impl Future<Output = Result<(), IoError>> + 'static {
         let pending = self.monitor.begin(Verb::Write);
+        self.monitor.writes(buf.len() as u64);
         let writing = self.file.write(at, buf);
         async move {
             let written = writing.await;

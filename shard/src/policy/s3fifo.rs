@@ -24,6 +24,15 @@ pub struct S3Fifo<K, V> {
     moved_bytes: u64,
 }
 
+/// Whether a use was counted, or there were as many already as are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum News {
+    /// It was.
+    Yes,
+    /// There were.
+    No,
+}
+
 impl<K: PolicyKey, V> S3Fifo<K, V> {
     /// Holds at most `capacity_bytes`.
     #[must_use]
@@ -32,12 +41,13 @@ impl<K: PolicyKey, V> S3Fifo<K, V> {
         S3Fifo { capacity_bytes, queues: Queues::default(), ghost: Ghost::new(main_bytes), moved_bytes: 0 }
     }
 
-    /// What is held for `key`; counts as a use of it.
-    pub fn use_of(&mut self, key: K) -> Option<&V> {
+    /// What is held for `key`; counts as a use of it, and says whether the count changed.
+    pub fn use_of(&mut self, key: K) -> Option<(&V, News)> {
         let slot = self.queues.find(key)?;
         let uses = self.queues.mark(slot);
+        let news = if *uses < USES_MAX { News::Yes } else { News::No };
         *uses = (*uses + 1).min(USES_MAX);
-        Some(self.queues.value(slot))
+        Some((self.queues.value(slot), news))
     }
 
     /// What is held for `key`, without a use.
@@ -254,7 +264,7 @@ mod tests {
                         prop_assert_eq!(cache.peek(key), Some(&number), "what came last is there");
                     }
                     _ => {
-                        let used = cache.use_of(key).copied();
+                        let used = cache.use_of(key).map(|(value, _)| *value);
                         prop_assert_eq!(used, cache.peek(key).copied());
                     }
                 }

@@ -97,7 +97,12 @@ pub struct NewBlock {
 /// How a new block is published.
 #[derive(Debug, Clone)]
 pub enum NewKind {
-    /// The origin has it.
+    /// It came from the origin: the policy may decline it. Otherwise as a clean one whose commit is lazy.
+    Fetched {
+        /// The fill's (I6).
+        validity: Validity,
+    },
+    /// The origin has it; never declined.
     Clean {
         /// A fill's validity (I6); `Validity::default()` for a put.
         validity: Validity,
@@ -150,6 +155,8 @@ pub enum Appended {
     Published,
     /// Its validity was cleared, or a newer generation is there.
     Invalidated,
+    /// The policy does not want it on disk now; only what was fetched is declined.
+    Declined,
 }
 
 /// What the index knows about an identity.

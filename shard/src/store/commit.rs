@@ -98,7 +98,7 @@ impl Item {
     }
 
     fn needs_sync(&self) -> bool {
-        let is_fill = matches!(self.change, Change::Put { mode: PutMode::Fill(_), .. });
+        let is_fill = matches!(self.change, Change::Put { mode: PutMode::Fill(_) | PutMode::Reinsertion { .. }, .. });
         !is_fill && !matches!(self.change, Change::Applied)
     }
 }
@@ -297,13 +297,18 @@ impl State {
         let mut kept = Vec::with_capacity(group.len());
         let mut payload = Vec::new();
         let mut dirty_here: HashSet<Identity> = HashSet::new();
+        let mut removed_here: HashSet<Identity> = HashSet::new();
         for item in group {
             let is_admitted = match &item.change {
                 Change::Put { put, mode, .. } => {
                     let is_over_dirty = matches!(mode, PutMode::Fill(_)) && dirty_here.contains(&put.identity);
                     let moves_clean = matches!(mode, PutMode::Relocation { .. })
                         && self.index.find(put.identity).is_none_or(|entry| entry.state() != EntryIs::Dirty);
-                    !is_over_dirty && !moves_clean && self.admits(put.identity, put.generation, mode)
+                    // Behind a removal that is not published yet recovery would bring it back (I6).
+                    let is_removed = matches!(mode, PutMode::Reinsertion { .. })
+                        && removed_here.contains(&put.identity)
+                        && !canary::is(Canary::ReinsertionAfterRemoval);
+                    !is_over_dirty && !moves_clean && !is_removed && self.admits(put.identity, put.generation, mode)
                 }
                 _ => true,
             };
@@ -321,6 +326,9 @@ impl State {
                 Change::Tombstone(record) => {
                     dirty_here.insert(record.identity);
                 }
+                Change::Remove { identity, .. } => {
+                    removed_here.insert(*identity);
+                }
                 _ => {}
             }
             payload.extend_from_slice(&item.encoded);
@@ -333,10 +341,11 @@ impl State {
         let appended = match &item.change {
             Change::Put { put, mode, .. } => {
                 let is_published = self.publish_put(put, mode);
-                if is_published && matches!(mode, PutMode::Fill(_)) {
+                if is_published && matches!(mode, PutMode::Fill(_) | PutMode::Reinsertion { .. }) {
                     self.unsynced_regions.insert(put.at.region);
                 }
-                if !is_published && matches!(mode, PutMode::Fill(_) | PutMode::Confirmed(_)) {
+                let is_clean = matches!(mode, PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Reinsertion { .. });
+                if !is_published && is_clean {
                     // It is in the journal; if nothing newer follows there, recovery must not bring it back (I6).
                     let record = Record::Remove { identity: put.identity, up_to: put.generation };
                     self.queue.push_back(Item::applied(&record));

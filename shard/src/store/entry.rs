@@ -11,6 +11,7 @@
 use forebay_io::units::PLACE_BYTES;
 
 use crate::key::{Generation, Identity};
+use crate::policy::disk::USES_MAX;
 
 /// The largest content length an entry can hold, in bytes.
 pub const LEN_BYTES_MAX: u32 = (1 << LEN_BITS) - 1;
@@ -28,8 +29,9 @@ const LEN_SHIFT: u32 = PLACE_SHIFT + PLACE_BITS;
 const GENERATION_SHIFT: u32 = LEN_SHIFT + LEN_BITS;
 const FLAGS_SHIFT: u32 = GENERATION_SHIFT + GENERATION_BITS;
 const STATE_MASK: u16 = 0b11;
-const FLAG_USED: u16 = 1 << 2;
-const FLAG_EXTENDED: u16 = 1 << 3;
+const USES_SHIFT: u32 = 2;
+const USES_MASK: u16 = 0b11 << USES_SHIFT;
+const FLAG_EXTENDED: u16 = 1 << 4;
 
 const _: () = assert!(size_of::<Entry>() == 40 && align_of::<Entry>() == 8);
 const _: () = assert!(FLAGS_SHIFT + 11 == 128);
@@ -166,6 +168,12 @@ impl Entry {
         }
     }
 
+    /// Whether it is the clean block of this generation at this place.
+    #[must_use]
+    pub fn is_clean_at(&self, generation: Generation, at: Place) -> bool {
+        (self.state(), self.generation(), self.place()) == (State::Clean, generation, Some(at))
+    }
+
     /// The same entry in another state.
     #[must_use]
     pub fn with_state(self, state: State) -> Entry {
@@ -179,16 +187,20 @@ impl Entry {
         if self.flags() & FLAG_EXTENDED == 0 { Proof::Sum(self.sum) } else { Proof::Extension(self.sum as u32) }
     }
 
-    /// Whether it was located since it was published.
+    /// How often it was asked for since it was written, as far as the policy counts.
     #[must_use]
-    pub fn is_used(&self) -> bool {
-        self.flags() & FLAG_USED != 0
+    pub fn uses(&self) -> u8 {
+        ((self.flags() & USES_MASK) >> USES_SHIFT) as u8
     }
 
-    /// The same entry, marked as used.
+    /// The same entry with so many uses.
+    ///
+    /// # Panics
+    /// If there are more than the policy counts.
     #[must_use]
-    pub fn used(self) -> Entry {
-        self.with_flags(self.flags() | FLAG_USED)
+    pub fn with_uses(self, uses: u8) -> Entry {
+        assert!(uses <= USES_MAX, "two bits of frequency");
+        self.with_flags(self.flags() & !USES_MASK | u16::from(uses) << USES_SHIFT)
     }
 
     fn flags(&self) -> u16 {
@@ -241,15 +253,17 @@ mod tests {
         let at = Place { region: REGION_MAX, place: (1 << PLACE_BITS) - 1 };
         let generation = Generation((1 << GENERATION_BITS) - 1);
         let entry =
-            Entry::block(Identity(u128::MAX), generation, at, LEN_BYTES_MAX, Proof::Sum(u64::MAX), State::Dirty).used();
+            Entry::block(Identity(u128::MAX), generation, at, LEN_BYTES_MAX, Proof::Sum(u64::MAX), State::Dirty)
+                .with_uses(USES_MAX);
         assert_eq!((entry.identity(), entry.generation(), entry.place()), (Identity(u128::MAX), generation, Some(at)));
         assert_eq!(
             (entry.len_bytes(), entry.proof(), entry.state()),
             (LEN_BYTES_MAX, Proof::Sum(u64::MAX), State::Dirty)
         );
-        assert!(entry.is_used() && !entry.is_empty());
+        assert!(entry.uses() == USES_MAX && !entry.is_empty());
         let clean = entry.with_state(State::Clean);
-        assert_eq!((clean.state(), clean.generation(), clean.is_used()), (State::Clean, generation, true));
+        assert_eq!((clean.state(), clean.generation(), clean.uses()), (State::Clean, generation, USES_MAX));
+        assert_eq!((clean.with_uses(1).uses(), clean.with_uses(0).proof()), (1, Proof::Sum(u64::MAX)));
     }
 
     #[test]
@@ -257,7 +271,8 @@ mod tests {
         let at = Place { region: 0, place: 3 };
         let entry = Entry::block(Identity(7), Generation(1), at, 5, Proof::Extension(9), State::Clean);
         assert_eq!((entry.place(), entry.len_bytes(), entry.generation()), (Some(at), 5, Generation(1)));
-        assert_eq!((entry.proof(), entry.is_used()), (Proof::Extension(9), false));
+        assert_eq!((entry.proof(), entry.uses()), (Proof::Extension(9), 0));
+        assert_eq!(entry.with_uses(2).proof(), Proof::Extension(9));
         let tombstone = Entry::tombstone(Identity(7), Generation(2));
         assert_eq!((tombstone.place(), tombstone.state()), (None, State::Tombstone));
         assert!(Entry::default().is_empty());

@@ -27,7 +27,7 @@ use super::record::{PutRecord, RECORD_BYTES_MAX, Record};
 use super::regions::{Epoch, StreamKind};
 use super::scan::scan;
 use super::{NodeIdentity, Store, StoreConfig, slab_name};
-use crate::config::SyncMode;
+use crate::config::{DiskLimits, SyncMode};
 use crate::error::StoreError;
 use crate::key::{BlockKey, Generation, Identity, IdentityKey};
 use crate::origin::Etag;
@@ -315,7 +315,7 @@ fn is_opened_twice(data: &[u8]) -> bool {
     disk.put_file(&slab_name(0), slab);
     let open = |seed| {
         let world = SimWorld::new(seed);
-        let config = StoreConfig { node: node.clone(), sync: SyncMode::Always, commit_delay: Duration::ZERO };
+        let config = StoreConfig { node: node.clone(), sync: SyncMode::Always, commit_delay: Duration::ZERO, disk_limits: DiskLimits::default() };
         world.block_on(async {
             let (store, recovered) = Store::open(disk.clone(), world.runtime(), config).await?;
             store.close().await;

@@ -50,13 +50,14 @@ impl State {
             regions_sealed: count(RegionState::Sealed),
             regions_quarantined: count(RegionState::Quarantined),
             journal_used_bytes: self.journal.used_bytes(),
+            ghost_bytes: self.policy.memory_bytes() as u64,
             ..self.counters
         }
     }
 }
 
 impl<D: Disk, R: Runtime> Core<D, R> {
-    /// Where a block lies, pinned (I7) and marked as used.
+    /// Where a block lies, pinned (I7).
     ///
     /// # Panics
     /// If `entry` is not that of a block that is there now.
@@ -64,9 +65,6 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let at = entry.place().expect("only blocks are located");
         self.change(|state| {
             state.regions.pin(at.region);
-            if !entry.is_used() {
-                state.index.insert(entry.used());
-            }
             let (sums, _) = state.extensions.resolve(entry.proof());
             Located {
                 shard: self.config.node.shard,

@@ -26,6 +26,8 @@ use crate::canary::{self, Canary};
 use crate::config::Geometry;
 use crate::error::StoreError;
 use crate::key::Generation;
+use crate::policy::allowance::Allowance;
+use crate::policy::disk::DiskPolicy;
 
 /// The fewest regions: one open for each stream, two free, and some to reclaim.
 const REGIONS_MIN: u32 = 6;
@@ -97,6 +99,9 @@ pub async fn open<D: Disk, R: Runtime>(
     let quarantined = u64::from(state.regions.count_in(RegionState::Quarantined));
     let entries = state.index.count();
     state.counters = Default::default();
+    let allowance = config.disk_limits.write_bytes_per_day;
+    let allowance = allowance.map(|bytes_per_day| Allowance::new(bytes_per_day, runtime.now().0));
+    state.policy = DiskPolicy::new(config.disk_limits.ghosts_max, allowance);
     let core = Rc::new(Core {
         disk,
         runtime,
@@ -225,7 +230,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             stopped.await;
         }
         // Everything is committed: the open regions get their footers, which disaster recovery reads.
-        for kind in [StreamKind::Clean, StreamKind::Dirty] {
+        for kind in StreamKind::ALL {
             let full = self.change(|state| state.take_full(kind));
             if let Some(full) = full {
                 self.seal_written(full).await;

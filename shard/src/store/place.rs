@@ -19,7 +19,7 @@ use super::footer::DirtyNote;
 use super::journal::Journal;
 use super::publish::PutMode;
 use super::record::{PutRecord, Record};
-use super::regions::{RegionState, StreamKind};
+use super::regions::{RegionState, StreamKind, footprint};
 use super::state::{Core, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
@@ -39,16 +39,11 @@ pub struct Draft {
     pub frames: Vec<Bytes>,
     /// How it will be published.
     pub mode: PutMode,
+    /// Where it goes.
+    pub stream: StreamKind,
 }
 
 impl Draft {
-    fn stream(&self) -> StreamKind {
-        match self.mode {
-            PutMode::Dirty(_) | PutMode::Relocation { .. } => StreamKind::Dirty,
-            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Replay => StreamKind::Clean,
-        }
-    }
-
     /// Free regions that must remain after this draft opened one: the last is for relocation, which makes more.
     fn spared(&self) -> u32 {
         match self.mode {
@@ -72,12 +67,14 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     /// [`StoreError::Full`] after [`FULL_WAIT`] without a free region, or a longer wait for one that is being opened; `Failed` and
     /// `Closing`.
     pub async fn place(self: &Rc<Self>, mut draft: Draft) -> Result<oneshot::Receiver<Decided>, StoreError> {
-        let kind = draft.stream();
+        let kind = draft.stream;
         let began = self.runtime.now();
         let mut patience = pin!(self.runtime.sleep(FULL_WAIT));
+        let mut waiting = None;
         loop {
             let changed = self.signals.regions.listen();
-            match self.change(|state| state.attempt(&mut draft, self.superblock.region_bytes))? {
+            let now_ns = self.runtime.now().0;
+            match self.change(|state| state.attempt(&mut draft, self.superblock.region_bytes, now_ns))? {
                 Attempt::Placed(decided, launch) => {
                     if let Some(launch) = launch {
                         self.launch(launch);
@@ -90,6 +87,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                         self.seal(full);
                     }
                     self.want_region(kind, draft.spared());
+                    if self.state.borrow_mut().stream(kind).opening {
+                        waiting = None;
+                    } else if waiting.is_none() {
+                        waiting = Some(Waiting::begin(self));
+                    }
                 }
             }
             if let Either::Right(_) = select(changed, patience.as_mut()).await {
@@ -99,6 +101,42 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 }
                 patience.set(self.runtime.sleep(FULL_WAIT));
             }
+        }
+    }
+
+    /// As [`Core::place`], for what need not be written: `None` as soon as that would make anybody wait.
+    ///
+    /// # Errors
+    /// `Failed` and `Closing`.
+    pub async fn place_if_idle(
+        self: &Rc<Self>,
+        mut draft: Draft,
+    ) -> Result<Option<oneshot::Receiver<Decided>>, StoreError> {
+        loop {
+            let changed = self.signals.regions.listen();
+            if self.state.borrow().waiting > 0 {
+                return Ok(None);
+            }
+            let now_ns = self.runtime.now().0;
+            match self.change(|state| state.attempt(&mut draft, self.superblock.region_bytes, now_ns))? {
+                Attempt::Placed(decided, launch) => {
+                    if let Some(launch) = launch {
+                        self.launch(launch);
+                    }
+                    self.signals.queue.notify(1);
+                    return Ok(Some(decided));
+                }
+                Attempt::NoRegion(full) => {
+                    if let Some(full) = full {
+                        self.seal(full);
+                    }
+                    self.want_region(draft.stream, draft.spared());
+                    if !self.state.borrow_mut().stream(draft.stream).opening {
+                        return Ok(None);
+                    }
+                }
+            }
+            changed.await;
         }
     }
 
@@ -192,11 +230,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
 }
 
 impl State {
-    fn attempt(&mut self, draft: &mut Draft, region_bytes: u64) -> Result<Attempt, StoreError> {
+    fn attempt(&mut self, draft: &mut Draft, region_bytes: u64, now_ns: u64) -> Result<Attempt, StoreError> {
         self.writable()?;
         let len_bytes = draft.put.len_bytes;
         assert!(u64::from(len_bytes) <= region_bytes / 2, "a region holds several blocks, so one block fits into it");
-        let kind = draft.stream();
+        let kind = draft.stream;
         let Some(open) = self.stream(kind).open.as_mut() else { return Ok(Attempt::NoRegion(None)) };
         let offset = open.next_offset(len_bytes);
         if offset >= region_bytes {
@@ -215,6 +253,7 @@ impl State {
         assert_eq!(region.state, RegionState::Open(kind), "I1: only an open region takes bytes");
         region.uncommitted += 1;
         self.counters.appended_bytes += u64::from(len_bytes);
+        self.policy.wrote(footprint(len_bytes), now_ns);
         let change = Change::Put { put: draft.put.clone(), mode: draft.mode.clone(), batch };
         let (answer, decided) = oneshot::channel();
         self.queue.push_back(Item { encoded: line, change, answer: Some(answer) });
@@ -233,6 +272,24 @@ impl State {
         let region = self.regions.at_mut(full.region);
         (region.state, region.is_footer_due) = (RegionState::Sealing, true);
         Some(full)
+    }
+}
+
+/// An append that waits for a region, counted: nothing that need not be written takes one meanwhile.
+struct Waiting<D: Disk, R: Runtime>(Rc<Core<D, R>>);
+
+impl<D: Disk, R: Runtime> Waiting<D, R> {
+    fn begin(core: &Rc<Core<D, R>>) -> Self {
+        core.state.borrow_mut().waiting += 1;
+        // Who waits for a region to write again what need not be gives up.
+        core.signals.regions.notify(usize::MAX);
+        Waiting(Rc::clone(core))
+    }
+}
+
+impl<D: Disk, R: Runtime> Drop for Waiting<D, R> {
+    fn drop(&mut self) {
+        self.0.state.borrow_mut().waiting -= 1;
     }
 }
 

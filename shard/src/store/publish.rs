@@ -13,6 +13,8 @@ use super::regions::{RegionState, footprint};
 use super::state::State;
 use crate::canary::{self, Canary};
 use crate::key::{Generation, Identity};
+use crate::policy::PolicyKey;
+use crate::policy::disk::{Class, Fate, USES_MAX, fate};
 
 /// How a put is published.
 #[derive(Clone)]
@@ -25,6 +27,11 @@ pub enum PutMode {
     Dirty(Rc<DirtyRecord>),
     /// The same dirty block at another place.
     Relocation {
+        /// Where it was when it was read.
+        from: Place,
+    },
+    /// The same clean block at another place, because it was used.
+    Reinsertion {
         /// Where it was when it was read.
         from: Place,
     },
@@ -49,6 +56,8 @@ impl State {
             PutMode::Relocation { from } => {
                 current.is_some_and(|entry| entry.generation() == generation && entry.place() == Some(*from))
             }
+            PutMode::Reinsertion { .. } if canary::is(Canary::ReinsertionOverNewer) => current.is_some(),
+            PutMode::Reinsertion { from } => current.is_some_and(|entry| entry.is_clean_at(generation, *from)),
             PutMode::Replay => current.is_none_or(|entry| entry.generation() <= generation),
         }
     }
@@ -58,7 +67,7 @@ impl State {
         let region = self.regions.at(put.at.region);
         assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
         if matches!(mode, PutMode::Replay) && put.dirty.is_none() && self.index.is_above_all(put.identity) {
-            self.add(put, EntryIs::Clean);
+            self.add(put, EntryIs::Clean, 0);
             return true;
         }
         if !self.admits(put.identity, put.generation, mode) {
@@ -66,7 +75,7 @@ impl State {
         }
         let current = self.index.find(put.identity);
         let (state, dirty) = match mode {
-            PutMode::Fill(_) | PutMode::Confirmed(_) => (EntryIs::Clean, None),
+            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Reinsertion { .. } => (EntryIs::Clean, None),
             PutMode::Dirty(record) => (EntryIs::Dirty, Some(Rc::clone(record))),
             PutMode::Replay => match &put.dirty {
                 Some(record) => (EntryIs::Dirty, Some(Rc::new((**record).clone()))),
@@ -79,11 +88,12 @@ impl State {
             }
         };
         assert_eq!(state == EntryIs::Dirty, dirty.is_some(), "I4: what is dirty is known to be");
+        let uses = self.uses_left(current, mode);
         if let Some(current) = current {
             assert!(current.generation() <= put.generation, "I13: no older generation replaces a newer one");
             self.release(current);
         }
-        self.add(put, state);
+        self.add(put, state, uses);
         let region = self.regions.at_mut(put.at.region);
         if let Some(record) = dirty {
             region.dirty_bytes += footprint(put.len_bytes);
@@ -94,11 +104,25 @@ impl State {
         true
     }
 
+    /// The uses that a block keeps which is written at another place: what the policy leaves it of those that were counted
+    /// until now.
+    fn uses_left(&self, current: Option<Entry>, mode: &PutMode) -> u8 {
+        let Some(current) = current else { return 0 };
+        match mode {
+            PutMode::Relocation { .. } => current.uses(),
+            PutMode::Reinsertion { from } => match fate(self.regions.at(from.region).class, current.uses()) {
+                Fate::Stays { uses } => uses,
+                Fate::Goes => 0,
+            },
+            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Dirty(_) | PutMode::Replay => 0,
+        }
+    }
+
     /// Enters a block in index and region.
-    fn add(&mut self, put: &PutRecord, state: EntryIs) {
+    fn add(&mut self, put: &PutRecord, state: EntryIs, uses: u8) {
         let proof = self.extensions.add(put.sums.clone(), put.etag.clone());
         let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, state);
-        self.index.insert(entry);
+        self.index.insert(entry.with_uses(uses));
         self.regions.at_mut(put.at.region).live += 1;
     }
 
@@ -150,10 +174,19 @@ impl State {
         }
     }
 
+    /// A client asked for a block that is here.
+    pub fn count_use(&mut self, entry: Entry) {
+        if entry.place().is_some() && entry.uses() < USES_MAX {
+            self.index.insert(entry.with_uses(entry.uses() + 1));
+        }
+    }
+
     /// Drops a clean entry to free its region. The epoch of the region, not a record, makes that durable.
     pub fn evict(&mut self, entry: Entry) {
         assert_eq!(entry.state(), EntryIs::Clean, "I4: a dirty entry is never evicted");
+        let class = entry.place().map_or(Class::New, |at| self.regions.at(at.region).class);
         self.take_out(entry);
+        self.policy.evicted(entry.identity().spread(), class, self.index.count());
         self.counters.evicted += 1;
     }
 

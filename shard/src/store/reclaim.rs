@@ -1,7 +1,8 @@
 //! Reclaim: whole regions become free again, ahead of need.
 //!
-//! One task. It takes the oldest sealed region (see `regions`), evicts its clean entries, appends its dirty ones again with
-//! the same generation, and leaves the region to free itself when no entry and no pin is left. Upholds I4 (dirty is
+//! One task. It takes the oldest sealed region of the queue whose turn it is (see `regions`), evicts its clean entries but for
+//! those that the policy keeps (`keep`), appends its dirty ones again with the same generation, and leaves the region to free
+//! itself when no entry and no pin is left. Upholds I4 (dirty is
 //! moved, never evicted) and I7. The eviction itself is not journaled: the `RegionOpen` that reuses the region, durable
 //! behind everything that emptied it, invalidates whatever recovery would still find there.
 
@@ -18,7 +19,7 @@ use super::footer;
 use super::place::Draft;
 use super::publish::PutMode;
 use super::record::Record;
-use super::regions::{Epoch, RegionState};
+use super::regions::{Epoch, RegionState, StreamKind, footprint};
 use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
@@ -83,16 +84,17 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let region_at = self.region_at(region);
         let region_end = region_at + self.superblock.region_bytes;
         let listed = footer::read(&self.slab, self.superblock.store_id, region_at, region_end).await;
-        let mut dirty = match listed {
+        let (mut dirty, mut used) = match listed {
             Ok(Some(footer)) if footer.epoch == epoch => {
                 self.change(|state| state.list_again(&footer.records));
-                self.evict_clean(region, epoch, &footer.records).await
+                self.evict_unused(region, epoch, &footer.records).await
             }
             _ => {
                 self.change(|state| state.counters.footers_missing += 1);
-                self.evict_scanning(region, epoch).await
+                (self.evict_scanning(region, epoch).await, Vec::new())
             }
         };
+        let dirty_bytes = dirty.iter().map(|entry| footprint(entry.len_bytes())).sum();
         self.change(|state| state.counters.reclaimed_dirty += u64::from(!dirty.is_empty()));
         loop {
             for wave in waves(std::mem::take(&mut dirty)) {
@@ -101,6 +103,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                     Err(reclaimed) => return reclaimed,
                 }
             }
+            self.keep_used(region, epoch, std::mem::take(&mut used), dirty_bytes).await;
             self.change(|state| state.settle(region));
             let (live, pins) = {
                 let state = self.state.borrow();
@@ -116,23 +119,28 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
     }
 
-    /// Evicts the clean entries among those a footer lists, returns the dirty ones.
-    async fn evict_clean(&self, region: u32, epoch: Epoch, listed: &[Record]) -> Vec<Entry> {
-        let mut dirty = Vec::new();
+    /// Evicts of the clean entries among those a footer lists what was not used, returns the dirty and the used ones.
+    async fn evict_unused(&self, region: u32, epoch: Epoch, listed: &[Record]) -> (Vec<Entry>, Vec<Entry>) {
+        let (mut dirty, mut used) = (Vec::new(), Vec::new());
         for slice in listed.chunks(SLICE_COUNT) {
             // A key written twice is listed twice: each is looked up when its turn comes.
             self.change(|state| {
                 for record in slice {
                     let Record::Put(put) = record else { continue };
                     let current = state.index.find(put.identity);
-                    state.evict_among(current.as_slice(), region, epoch, &mut dirty);
+                    match current.filter(|entry| is_clean_in(entry, region) && state.is_kept(entry)) {
+                        Some(entry) => used.push(entry),
+                        None => state.evict_among(current.as_slice(), region, epoch, &mut dirty),
+                    }
                 }
             });
             self.runtime.yield_now().await;
         }
-        dirty.sort_unstable_by_key(Entry::identity);
-        dirty.dedup();
-        dirty
+        for entries in [&mut dirty, &mut used] {
+            entries.sort_unstable_by_key(Entry::identity);
+            entries.dedup_by_key(|entry| entry.identity());
+        }
+        (dirty, used)
     }
 
     /// The same without a footer: by walking the index.
@@ -199,11 +207,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         };
         assert_eq!(content.len(), put.len_bytes as usize, "what was verified has its length");
         let frames: Vec<Bytes> = vec![content];
-        let draft = Draft { put, frames, mode: PutMode::Relocation { from } };
+        let draft = Draft { put, frames, mode: PutMode::Relocation { from }, stream: StreamKind::Dirty };
         let decided = self.place(draft).await.map_err(Stuck::NoPlace)?;
         match decided.await {
             Ok(Ok(Appended::Published)) => self.change(|state| state.counters.relocated += 1),
-            Ok(Ok(Appended::Invalidated)) => self.change(|state| state.count_overtaken(&entry)),
+            Ok(Ok(Appended::Invalidated | Appended::Declined)) => self.change(|state| state.count_overtaken(&entry)),
             Ok(Err(error)) => return Err(Stuck::NoPlace(error)),
             Err(_) => return Err(Stuck::NoPlace(StoreError::Closing)),
         }
@@ -226,7 +234,7 @@ impl State {
 
     /// Whether the region is still the one whose reclaim began. Its last entries may go by themselves while the
     /// reclaimer waits; it is then free, and soon somebody else's.
-    fn is_reclaiming(&self, region: u32, epoch: Epoch) -> bool {
+    pub fn is_reclaiming(&self, region: u32, epoch: Epoch) -> bool {
         let at = self.regions.at(region);
         at.state == RegionState::Reclaiming && at.epoch == epoch
     }
@@ -278,8 +286,12 @@ impl State {
     }
 }
 
+fn is_clean_in(entry: &Entry, region: u32) -> bool {
+    entry.state() == EntryIs::Clean && entry.place().is_some_and(|at| at.region == region)
+}
+
 /// Cuts the work so that only so many blocks and bytes are in memory at once.
-fn waves(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
+pub fn waves(entries: Vec<Entry>) -> Vec<Vec<Entry>> {
     let mut waves: Vec<Vec<Entry>> = Vec::new();
     let mut bytes = 0;
     for entry in entries {

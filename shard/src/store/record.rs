@@ -147,7 +147,7 @@ impl Record {
                 out.push(REGION_OPEN);
                 out.extend_from_slice(&region.to_le_bytes());
                 out.extend_from_slice(&epoch.0.to_le_bytes());
-                out.push(*stream as u8);
+                out.push(stream.recorded() as u8);
             }
             Record::Opened { nonce, next_generation } => {
                 out.push(OPENED);

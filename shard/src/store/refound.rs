@@ -122,7 +122,7 @@ impl State {
     /// What was appended to an open region and not published is in doubt: it takes no more bytes. Without a footer, so that
     /// no list of records speaks of them.
     fn close_open_regions(&mut self) {
-        for kind in [StreamKind::Clean, StreamKind::Dirty] {
+        for kind in StreamKind::ALL {
             let Some(mut open) = self.stream(kind).open.take() else { continue };
             assert!(open.seal_batch().is_none(), "every record was decided, and its batch written before");
             let region = self.regions.at_mut(open.region);

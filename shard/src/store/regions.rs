@@ -7,6 +7,7 @@ use forebay_io::units::{PLACE_BYTES, SECTOR_BYTES, sectors_up};
 
 use super::entry::Place;
 use crate::canary::{self, Canary};
+use crate::policy::disk::{Class, class_to_reclaim};
 use std::collections::HashMap;
 
 /// The number of an opening: every opening of any region takes the next. A record counts only in its region's present
@@ -14,7 +15,8 @@ use std::collections::HashMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Epoch(pub u32);
 
-/// What is appended to a region: dirty and clean records stay apart, so that write-back does not fragment the cache.
+/// What is appended to a region: dirty and clean records stay apart, so that write-back does not fragment the cache, and
+/// clean ones by the policy's queues.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub enum StreamKind {
@@ -22,10 +24,31 @@ pub enum StreamKind {
     Clean = 0,
     /// Puts that wait for a flush, and relocations of them.
     Dirty = 1,
+    /// What was used and is written again, and fills of what came back. Recorded as `Clean`: after a restart all that was
+    /// found counts as kept.
+    Kept = 2,
 }
 
 impl StreamKind {
-    /// The inverse of `as u8`.
+    /// All of them.
+    pub const ALL: [StreamKind; 3] = [StreamKind::Clean, StreamKind::Dirty, StreamKind::Kept];
+
+    /// What journal and footers call it.
+    #[must_use]
+    pub fn recorded(self) -> StreamKind {
+        if self == StreamKind::Kept { StreamKind::Clean } else { self }
+    }
+
+    /// The queue of the policy that its regions belong to.
+    #[must_use]
+    pub fn class(self) -> Class {
+        match self {
+            StreamKind::Clean | StreamKind::Dirty => Class::New,
+            StreamKind::Kept => Class::Kept,
+        }
+    }
+
+    /// The inverse of `as u8`, of what is recorded.
     #[must_use]
     pub fn from_u8(byte: u8) -> Option<StreamKind> {
         [StreamKind::Clean, StreamKind::Dirty].into_iter().find(|kind| *kind as u8 == byte)
@@ -68,6 +91,8 @@ pub struct Region {
     pub live: u32,
     /// Bytes that its dirty entries occupy.
     pub dirty_bytes: u64,
+    /// The queue of the policy it belongs to.
+    pub class: Class,
 }
 
 impl Region {
@@ -96,6 +121,7 @@ impl RegionTable {
             is_footer_due: false,
             live: 0,
             dirty_bytes: 0,
+            class: Class::Kept,
         };
         RegionTable { regions: vec![region; count as usize], next_epoch: 1 }
     }
@@ -186,7 +212,7 @@ impl RegionTable {
         let region = self.at_mut(number);
         assert_eq!(region.state, RegionState::Opening, "a region opens once");
         assert!(region.epoch < epoch, "I1: epochs only grow");
-        *region = Region { state: RegionState::Open(kind), epoch, dirty_bytes: 0, ..*region };
+        *region = Region { state: RegionState::Open(kind), epoch, dirty_bytes: 0, class: kind.class(), ..*region };
     }
 
     /// Its `RegionOpen` did not become durable.
@@ -196,19 +222,33 @@ impl RegionTable {
         region.state = RegionState::Free;
     }
 
-    /// The sealed region to reclaim next: the oldest that is at most half dirty, else the one with the fewest dirty
-    /// bytes if moving them still frees a tenth of it. Regions with records of a commit under way are left alone.
+    /// The sealed region to reclaim next: of those at most half dirty the oldest of the queue whose turn the policy says it
+    /// is, else of the other; else the one with the fewest dirty bytes if moving them still frees a tenth of it. Regions with
+    /// records of a commit under way are left alone.
     #[must_use]
     pub fn reclaim_candidate(&self, region_bytes: u64) -> Option<u32> {
         let sealed =
             || self.iter().filter(|(_, region)| region.state == RegionState::Sealed && region.uncommitted == 0);
         let half_clean = sealed().filter(|(_, region)| region.dirty_bytes <= region_bytes / 2);
-        let oldest = half_clean.min_by_key(|(_, region)| region.epoch);
+        let due = self.class_to_reclaim(region_bytes);
+        let oldest = half_clean.min_by_key(|(_, region)| (region.class != due, region.epoch));
         let candidate = oldest.or_else(|| {
             let cheap = sealed().filter(|(_, region)| region.dirty_bytes <= region_bytes / 10 * 9);
             cheap.min_by_key(|(_, region)| region.dirty_bytes)
         });
         candidate.map(|(number, _)| number)
+    }
+
+    /// Which queue gives up a region. Mostly dirty regions are in neither: their turn comes when they are flushed.
+    fn class_to_reclaim(&self, region_bytes: u64) -> Class {
+        let count = |class| {
+            let is_counted = |region: &&Region| {
+                let is_full = matches!(region.state, RegionState::Open(_) | RegionState::Sealing | RegionState::Sealed);
+                is_full && region.class == class && region.dirty_bytes <= region_bytes / 2
+            };
+            self.regions.iter().filter(is_counted).count() as u32
+        };
+        class_to_reclaim(count(Class::New), count(Class::Kept))
     }
 
     /// A reader holds the region (I7).
@@ -329,5 +369,25 @@ mod tests {
         assert_eq!(table.reclaim_candidate(100), Some(0));
         table.at_mut(0).dirty_bytes = 95;
         assert_eq!(table.reclaim_candidate(100), None);
+    }
+
+    #[test]
+    fn the_queue_whose_turn_it_is_gives_up_its_oldest_region() {
+        let mut table = RegionTable::new(30);
+        for kind in [StreamKind::Kept, StreamKind::Clean].into_iter().chain([StreamKind::Kept; 18]) {
+            let (number, epoch) = table.take_free().expect("free");
+            table.opened(number, epoch, kind);
+            table.at_mut(number).state = RegionState::Sealed;
+        }
+        assert_eq!(table.reclaim_candidate(100), Some(0), "one of twenty is new: the oldest that was kept goes");
+        for _ in 0..2 {
+            let (number, epoch) = table.take_free().expect("free");
+            table.opened(number, epoch, StreamKind::Dirty);
+            table.at_mut(number).state = RegionState::Sealed;
+        }
+        assert_eq!(table.reclaim_candidate(100), Some(1), "three of twenty-two are new: the oldest of them goes");
+        // Mostly dirty ones count for no queue, and are passed over.
+        (20..22).for_each(|number| table.at_mut(number).dirty_bytes = 60);
+        assert_eq!(table.reclaim_candidate(100), Some(0));
     }
 }

@@ -23,6 +23,7 @@ use super::{NodeIdentity, RejectedCounts, StoreStats};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity, IdentityMap};
+use crate::policy::disk::DiskPolicy;
 use crate::read::{BlockReader, ReadError};
 
 /// A state that was read back, and what must be journaled before it is used.
@@ -293,6 +294,8 @@ pub fn empty_state(region_count: u32, journal: Journal) -> State {
         stalled: false,
         unsynced_regions: Default::default(),
         freed: false,
+        policy: DiskPolicy::default(),
+        waiting: 0,
         counters: StoreStats::default(),
     }
 }

@@ -19,6 +19,7 @@ use super::{StoreConfig, StoreStats, slab_name};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::Generation;
+use crate::policy::disk::DiskPolicy;
 use event_listener::Event;
 use forebay_io::superblock::Superblock;
 use forebay_io::{Disk, DiskFile, IoError, Runtime};
@@ -37,8 +38,8 @@ pub struct State {
     pub dirty_bytes: u64,
     /// The regions.
     pub regions: RegionTable,
-    /// Clean and dirty, in this order.
-    pub streams: [Stream; 2],
+    /// By the number of their kind.
+    pub streams: [Stream; StreamKind::ALL.len()],
     /// What the next groups will commit, in order.
     pub queue: VecDeque<Item>,
     /// The ring.
@@ -55,6 +56,10 @@ pub struct State {
     pub unsynced_regions: BTreeSet<u32>,
     /// Whether a region became free since the waiters were told.
     pub freed: bool,
+    /// Which clean blocks stay.
+    pub policy: DiskPolicy,
+    /// Appends that wait for a region, and that nothing may delay.
+    pub waiting: u32,
     /// What can't be computed when it is asked for.
     pub counters: StoreStats,
 }

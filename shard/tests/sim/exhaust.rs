@@ -15,7 +15,7 @@ use std::time::Duration;
 use forebay_io::sim::{Crashed, Latency, SimWorld, Survival};
 use forebay_io::{Disk, OpenMode, Runtime};
 use forebay_shard::config::{
-    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+    Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
 use forebay_shard::key::BlockKey;
 use forebay_shard::outcome::{Condition, Durability, Put};
@@ -317,5 +317,6 @@ fn config() -> ShardConfig {
         commit_delay: Duration::ZERO,
         fills_max: 4,
         health: HealthLimits::default(),
+        disk_limits: DiskLimits::default(),
     }
 }

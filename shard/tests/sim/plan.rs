@@ -9,7 +9,7 @@ use std::time::Duration;
 use forebay_io::sim::{Faults, Latency, OneIn};
 use forebay_io::superblock::Superblock;
 use forebay_shard::config::{
-    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+    Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
 use forebay_shard::key::BlockKey;
 use forebay_shard::sim_origin::OriginFaults;
@@ -260,7 +260,16 @@ fn config(rng: &mut SmallRng, geometry: Geometry, block_bytes_max: u32, disk: Di
         commit_delay: one_of(rng, &[Duration::ZERO, Duration::ZERO, Duration::from_micros(700)]),
         fills_max: one_of(rng, &[2, 64]),
         health: health(rng, disk),
+        disk_limits: disk_limits(rng, slab_bytes),
     }
+}
+
+/// Mostly without a write budget, else with one that lasts for a part of the run.
+fn disk_limits(rng: &mut SmallRng, slab_bytes: u64) -> DiskLimits {
+    let ghosts_max = one_of(rng, &[0, 16, 256, 4_096]);
+    // An hour's worth is what there is to spend: the virtual time of a run is seconds to minutes.
+    let hours_worth = one_of(rng, &[None, None, None, Some(slab_bytes / 4), Some(slab_bytes * 8)]);
+    DiskLimits { ghosts_max, write_bytes_per_day: hours_worth.map(|bytes| bytes * 24) }
 }
 
 /// A patient judge, and one so quick that a disk goes and comes back several times in a life.

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use forebay_io::Runtime;
 use forebay_io::checksum::Digest;
 use forebay_io::sim::{SimDisk, SimRuntime, SimWorld};
-use forebay_shard::config::{Geometry, SyncMode};
+use forebay_shard::config::{DiskLimits, Geometry, SyncMode};
 use forebay_shard::error::StoreError;
 use forebay_shard::key::{BlockKey, Generation, Identity, IdentityKey};
 use forebay_shard::origin::Etag;
@@ -78,14 +78,16 @@ impl Bench {
 
     /// Opens and closes as somebody else.
     pub fn open_as(&self, node: NodeIdentity) -> Result<(), StoreError> {
-        let config = StoreConfig { node, sync: self.sync, commit_delay: Duration::ZERO };
+        let config =
+            StoreConfig { node, sync: self.sync, commit_delay: Duration::ZERO, disk_limits: DiskLimits::default() };
         let (disk, runtime) = (self.world.disk(), self.world.runtime());
         self.world.block_on(async { SimStore::open(disk, runtime, config).await.map(|_| ()) })
     }
 
     /// Opens the store.
     pub async fn open(&self) -> Result<Opened, StoreError> {
-        let config = StoreConfig { node: node(), sync: self.sync, commit_delay: self.commit_delay };
+        let (sync, commit_delay, disk_limits) = (self.sync, self.commit_delay, DiskLimits::default());
+        let config = StoreConfig { node: node(), sync, commit_delay, disk_limits };
         let runtime = self.world.runtime();
         let (store, recovered) = SimStore::open(self.world.disk(), runtime.clone(), config).await?;
         Ok(Opened { store, recovered: Rc::new(recovered), runtime, peeked: Rc::default() })

@@ -10,7 +10,7 @@ use forebay_io::checksum::{Digest, Digester};
 use forebay_io::sim::{SimDisk, SimRuntime, SimWorld};
 use forebay_io::{Disk, OpenMode};
 use forebay_shard::config::{
-    Access, DirtyFull, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
+    Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
 use forebay_shard::key::{BlockKey, IdentityKey};
 use forebay_shard::origin::{Etag, OriginError};
@@ -124,6 +124,7 @@ pub fn config() -> ShardConfig {
         commit_delay: Duration::ZERO,
         fills_max: 64,
         health: HealthLimits::default(),
+        disk_limits: DiskLimits::default(),
     }
 }
 

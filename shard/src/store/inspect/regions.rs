@@ -157,7 +157,7 @@ impl<D: Disk> Inspector<D> {
             _ => RegionIs::Sealed,
         };
         let stream = stream.or(listed).map(|stream| match stream {
-            StreamKind::Clean => Stream::Clean,
+            StreamKind::Clean | StreamKind::Kept => Stream::Clean,
             StreamKind::Dirty => Stream::Dirty,
         });
         Ok(RegionView {
