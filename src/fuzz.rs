@@ -277,6 +277,7 @@ capacity = "50%"
 region = "64MiB"
 sync = false
 mean_block = "64KiB"
+write_budget = "1TiB"
 [[store]]
 name = "main"
 endpoint = "https://s3.example.com"

@@ -6,6 +6,7 @@
 
 mod csv;
 mod generate;
+mod node;
 mod oracle;
 mod policies;
 mod suite;
@@ -22,7 +23,7 @@ use clap::Args;
 
 use self::generate::Generator;
 use self::policies::{Name, Replayed};
-use self::table::Cell;
+use self::table::{Cell, NodeCell};
 use self::trace::{Format, Request, Source};
 use crate::results;
 use crate::units::{parse_size, show_size};
@@ -50,6 +51,10 @@ pub struct Replay {
     /// Who takes part
     #[arg(long, value_delimiter = ',', default_value = "fifo,lru,clock,sieve,s3-fifo,forebay")]
     policies: Vec<Name>,
+    /// Run a whole node, memory and disk through the real shard, beside S3-FIFO of as many bytes; --committed then takes the
+    /// shorter list
+    #[arg(long, conflicts_with_all = ["trace", "policies"])]
+    node: bool,
     /// Replace the marked part of this file by the results, e.g. bench/RESULTS.md
     #[arg(long, value_name = "FILE")]
     write: Option<PathBuf>,
@@ -84,6 +89,16 @@ impl std::str::FromStr for Capacity {
     }
 }
 
+impl Capacity {
+    /// Of a footprint of `whole_bytes`.
+    fn bytes(self, whole_bytes: u64) -> u64 {
+        match self {
+            Capacity::Bytes(bytes) => bytes,
+            Capacity::Share(share) => ((whole_bytes as f64 * share) as u64).max(1),
+        }
+    }
+}
+
 impl std::fmt::Display for Capacity {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -99,6 +114,9 @@ impl Replay {
     /// # Errors
     /// The trace can't be read or is none, with the place and what was expected there.
     pub fn run(self) -> Result<()> {
+        if self.node {
+            return self.run_node();
+        }
         let cells = match (&self.trace, self.committed) {
             (Some(file), _) => {
                 let name = file.file_name().map_or_else(String::new, |name| name.to_string_lossy().into_owned());
@@ -117,6 +135,35 @@ impl Replay {
         print!("{text}");
         match &self.write {
             Some(file) => results::write_marked(file, "replay", &text),
+            None => Ok(()),
+        }
+    }
+
+    fn run_node(&self) -> Result<()> {
+        let generators = if self.committed { suite::for_a_node() } else { self.generate.clone() };
+        let mut cells = Vec::new();
+        for generator in &generators {
+            let whole_bytes = match generator.depends_on_capacity() {
+                true => generator.nominal_bytes(),
+                false => footprint_bytes(&mut generator.start(0))?,
+            };
+            for capacity in &self.capacity {
+                let begun = Instant::now();
+                let capacity_bytes = capacity.bytes(whole_bytes);
+                let mut source = generator.start(capacity_bytes);
+                let name = generator.to_string();
+                let compared = node::compare(&mut source, capacity_bytes, generator.largest())
+                    .with_context(|| format!("{name} at {capacity}"))?;
+                if self.timings {
+                    eprintln!("{name} at {capacity}: {}", node::rate(compared.node.requests, begun));
+                }
+                cells.push(NodeCell { trace: name, capacity: *capacity, capacity_bytes, compared });
+            }
+        }
+        let text = table::render_node(&cells);
+        print!("{text}");
+        match &self.write {
+            Some(file) => results::write_marked(file, "replay-node", &text),
             None => Ok(()),
         }
     }
@@ -141,14 +188,7 @@ impl Replay {
     fn cells(&self, name: &str, mut open: impl FnMut() -> Result<Box<dyn Source>>) -> Result<Vec<Cell>> {
         let is_relative = self.capacity.iter().any(|capacity| matches!(capacity, Capacity::Share(_)));
         let footprint_bytes = if is_relative { footprint_bytes(&mut open()?)? } else { 0 };
-        let sized: Vec<_> = self
-            .capacity
-            .iter()
-            .map(|capacity| match capacity {
-                Capacity::Bytes(bytes) => (*capacity, *bytes),
-                Capacity::Share(share) => (*capacity, ((footprint_bytes as f64 * share) as u64).max(1)),
-            })
-            .collect();
+        let sized: Vec<_> = self.capacity.iter().map(|capacity| (*capacity, capacity.bytes(footprint_bytes))).collect();
         self.replay(name, &mut open()?, &sized)
     }
 

@@ -113,12 +113,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     ) -> Result<(Shard<D, O, R>, RecoveryReport), StoreError> {
         assert_eq!(node.shard, config.shard, "the configuration is this shard's");
         assert!(config.flush_parallelism > 0 && config.fills_max > 0, "limits were validated at the edge");
-        let store_config = StoreConfig {
-            node,
-            sync: config.sync,
-            commit_delay: config.commit_delay,
-            disk_limits: config.disk_limits,
-        };
+        let store_config =
+            StoreConfig { node, sync: config.sync, commit_delay: config.commit_delay, disk_limits: config.disk_limits };
         let health = Monitor::new(runtime.clone(), config.shard, config.health.clone());
         let watched = WatchedDisk::new(disk.clone(), Rc::clone(&health));
         let (store, recovered) = Store::open(watched, runtime.clone(), store_config).await?;

@@ -300,7 +300,9 @@ impl<D: Disk, R: Runtime> Store<D, R> {
         if !self.core.state.borrow().admits(put.identity, put.generation, &mode) {
             return Ok(Appended::Invalidated);
         }
-        let Some(stream) = self.core.stream_for(&block.kind, block.identity, block.len_bytes) else { return Ok(Appended::Declined) };
+        let Some(stream) = self.core.stream_for(&block.kind, block.identity, block.len_bytes) else {
+            return Ok(Appended::Declined);
+        };
         // No footer's note speaks of this generation until it is decided.
         let undecided = matches!(mode, PutMode::Dirty(_)).then(|| Undecided::begin(&self.core, block.generation));
         let decided = self.core.place(Draft { put, frames: block.frames, mode, stream }).await?;

@@ -3,6 +3,7 @@
 //! ```text
 //! base          48 MiB: code, stacks, certificates, the origin pool's queues
 //! index         48 B × (capacity ÷ mean_block): the entries of a full disk
+//! ghosts        4 B × the same: fingerprints of as many that went from it
 //! arenas        executors × arena × 3: I/O buffers, pinned once for each of the executor's three rings
 //! connections   executors × connections_per_core × 64 KiB, by default an eighth of the figure
 //! fills         an eighth: bodies on their way from the origin
@@ -17,6 +18,8 @@ use crate::config::units::Size;
 pub const BASE_BYTES: u64 = 48 << 20;
 /// An entry of the index.
 pub const INDEX_ENTRY_BYTES: u64 = 48;
+/// A fingerprint of a block that went from disk.
+pub const GHOST_BYTES: u64 = 4;
 /// TLS and HTTP buffers of one connection.
 pub const CONNECTION_BYTES: u64 = 64 << 10;
 /// An executor has three rings, and each registers the arena.
@@ -53,6 +56,8 @@ pub struct Budget {
     pub memory_bytes: u64,
     /// The index of a full disk.
     pub index_bytes: u64,
+    /// What is remembered of blocks that went from disk.
+    pub ghost_bytes: u64,
     /// One executor's registered arena.
     pub arena_bytes_per_executor: u64,
     /// Connections one core accepts.
@@ -73,21 +78,23 @@ impl Budget {
     pub fn split(demand: &Demand) -> Result<Budget, ConfigError> {
         let memory = demand.memory_bytes;
         let eighth = memory / 8;
-        let index = demand.capacity_bytes / demand.mean_block_bytes.max(1) * INDEX_ENTRY_BYTES;
+        let blocks = demand.capacity_bytes / demand.mean_block_bytes.max(1);
+        let (index, ghosts) = (blocks * INDEX_ENTRY_BYTES, blocks * GHOST_BYTES);
         let arena = floor_power_of_two(memory / 16 / demand.executors).clamp(ARENA_BYTES.0, ARENA_BYTES.1);
         let connections_per_core = demand
             .connections_per_core
             .unwrap_or((eighth / demand.executors / CONNECTION_BYTES).clamp(16, CONNECTIONS_PER_CORE_MAX));
         let connections = connections_per_core * CONNECTION_BYTES * demand.executors;
-        let fixed = BASE_BYTES + index + arena * RINGS * demand.executors + connections;
+        let fixed = BASE_BYTES + index + ghosts + arena * RINGS * demand.executors + connections;
         let rest = memory.checked_sub(fixed + 2 * eighth).filter(|rest| *rest >= MEMORY_TIER_BYTES_MIN);
         let two_blocks = eighth / demand.shards >= 2 * demand.block_bytes_max;
         let (Some(memory_tier_bytes), true) = (rest, two_blocks) else {
-            return Err(too_little(demand, index));
+            return Err(too_little(demand, index + ghosts));
         };
         Ok(Budget {
             memory_bytes: memory,
             index_bytes: index,
+            ghost_bytes: ghosts,
             arena_bytes_per_executor: arena,
             connections_per_core: usize::try_from(connections_per_core).expect("64-bit"),
             fill_bytes: eighth,
@@ -148,6 +155,7 @@ mod tests {
             let budget = Budget::split(&demand).unwrap();
             let sum = BASE_BYTES
                 + budget.index_bytes
+                + budget.ghost_bytes
                 + budget.arena_bytes_per_executor * RINGS * demand.executors
                 + budget.connections_per_core as u64 * CONNECTION_BYTES * demand.executors
                 + budget.fill_bytes

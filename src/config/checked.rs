@@ -8,9 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_shard::config::{HealthLimits, ShardConfig, VolumeConfig};
+use forebay_shard::config::{DiskLimits, HealthLimits, ShardConfig, VolumeConfig};
 
-use crate::config::budget::{Budget, Demand};
+use crate::config::budget::{Budget, Demand, GHOST_BYTES};
 use crate::config::disk::{DiskConfig, check_dirty, check_disk};
 use crate::config::health::check_health;
 use crate::config::limits::{Limits, check_limits};
@@ -189,6 +189,10 @@ impl Config {
             commit_delay: self.limits.commit_delay,
             fills_max: self.limits.fills,
             health: self.health.clone(),
+            disk_limits: DiskLimits {
+                ghosts_max: usize::try_from(self.budget.ghost_bytes / GHOST_BYTES / shards).expect("64-bit"),
+                write_bytes_per_day: self.disk.write_bytes_per_day.map(|bytes| bytes / shards),
+            },
         }
     }
 

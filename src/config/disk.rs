@@ -29,6 +29,8 @@ pub struct DiskConfig {
     pub geometry: Geometry,
     /// Whether acknowledgements wait for fdatasync.
     pub sync: SyncMode,
+    /// What may be written to it in a day for the whole node, in bytes of payload.
+    pub write_bytes_per_day: Option<u64>,
 }
 
 /// Checks the one `[[disk]]` for `shards` shards and blocks of at most `block_bytes_max`.
@@ -60,6 +62,11 @@ pub fn check_disk(
     if !matches!(disk.mean_block, Size::Bytes(512..)) {
         return Err(ConfigError::new("disk.mean_block", "write bytes, at least \"512B\""));
     }
+    let write_bytes_per_day = match disk.write_budget {
+        None => None,
+        Some(Size::Bytes(bytes)) if bytes >= MIB => Some(bytes),
+        Some(_) => return Err(ConfigError::new("disk.write_budget", "write bytes a day, at least \"1MiB\"")),
+    };
     let free = (machine.disk_free)(&disk.path).map_err(|error| {
         ConfigError::new("disk.path", format!("{}: {error}: name a directory on a local disk", disk.path.display()))
     })?;
@@ -75,7 +82,7 @@ pub fn check_disk(
     }
     let geometry = geometry(capacity_bytes, region_bytes, u64::from(shards), disk.mean_block.of(0))?;
     let sync = if disk.sync { SyncMode::Always } else { SyncMode::Never };
-    Ok(DiskConfig { path: disk.path.clone(), capacity_bytes, geometry, sync })
+    Ok(DiskConfig { path: disk.path.clone(), capacity_bytes, geometry, sync, write_bytes_per_day })
 }
 
 /// What a shard's share of the capacity holds: superblocks, journal, two checkpoints, and regions from the rest.

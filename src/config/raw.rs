@@ -107,6 +107,11 @@ pub struct RawDisk {
     /// The mean block size the index's memory is planned for; smaller blocks need more. Default `64KiB`.
     #[serde(default = "mean_block")]
     pub mean_block: Size,
+    /// How much payload may be written to the disk in a day (`"2TiB"`), to spare an SSD. When it runs short, blocks that are
+    /// asked for the first time stay in memory only, then all that came from the object store; puts and dirty blocks are always
+    /// written. What was not used is kept for an hour. Default: no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub write_budget: Option<Size>,
 }
 
 /// `[[store]]`

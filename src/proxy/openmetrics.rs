@@ -296,6 +296,10 @@ fn store_families(status: &Status) -> Vec<Family> {
                 ("reclaim", store.reclaimed),
                 ("evict", store.evicted),
                 ("relocate", store.relocated),
+                ("reinsert", store.reinserted),
+                ("reinsert-forgone", store.reinsertions_forgone),
+                ("ghost-hit", store.ghost_hits),
+                ("fill-declined", store.fills_declined),
             ],
         ),
         Family::gauges(
@@ -317,5 +321,10 @@ fn store_families(status: &Status) -> Vec<Family> {
             status.total.recovery.work.phases_ms(),
         ),
         Family::counter("store_appended", "Payload appended", store.appended_bytes).in_bytes(),
+        Family::counter("store_reinserted", "Payload of used blocks that was appended again", store.reinserted_bytes)
+            .in_bytes(),
+        Family::counter("disk_written", "All that was written to disks", status.total.written_bytes).in_bytes(),
+        Family::counter("served", "Content that GETs were answered with, for comparison", status.total.served_bytes())
+            .in_bytes(),
     ]
 }

@@ -180,13 +180,14 @@ impl Status {
 
     /// What memory is used for: name, bytes in use, bytes at most.
     #[must_use]
-    pub fn memory_uses(&self) -> [(&'static str, u64, u64); 4] {
+    pub fn memory_uses(&self) -> [(&'static str, u64, u64); 5] {
         let (total, budget) = (&self.total, &self.facts.budget);
         [
             ("tier", total.memory_bytes, budget.memory_tier_bytes),
             ("fills", total.fill_bytes, budget.fill_bytes),
             ("puts", self.requests.put_bytes_held, budget.put_bytes),
             ("index", total.store.index_bytes, budget.index_bytes),
+            ("ghosts", total.store.ghost_bytes, budget.ghost_bytes),
         ]
     }
 }
@@ -220,8 +221,25 @@ fn disk_json(stats: &ShardStats) -> Value {
         "probes_good": health.probes_good,
         "probes_needed": health.probes_needed,
         "dirty_records": stats.dirty_records,
+        "policy": policy_json(stats),
         "counts": health.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
             .collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// What the policy of the disk did, and what it cost: bytes written for each byte that was served.
+fn policy_json(stats: &ShardStats) -> Value {
+    let store = &stats.store;
+    let per_byte = stats.written_bytes as f64 / stats.served_bytes().max(1) as f64;
+    json!({
+        "reinserted_blocks": store.reinserted,
+        "reinserted_bytes": store.reinserted_bytes,
+        "reinsertions_forgone": store.reinsertions_forgone,
+        "ghost_hits": store.ghost_hits,
+        "fills_declined": store.fills_declined,
+        "written_bytes": stats.written_bytes,
+        "served_bytes": stats.served_bytes(),
+        "written_per_byte_served": (per_byte * 1e4).round() / 1e4,
     })
 }
 

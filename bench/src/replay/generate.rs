@@ -133,6 +133,11 @@ impl Generator {
         matches!(self.kind, Kind::Loop(_))
     }
 
+    /// The largest block there may be, in bytes.
+    pub fn largest(&self) -> u32 {
+        self.largest
+    }
+
     /// The sizes of `keys` keys together; of that a share of a capacity is meant where the trace depends on it.
     pub fn nominal_bytes(&self) -> u64 {
         (0..u64::from(self.keys)).map(|key| u64::from(self.size_of(key))).sum()

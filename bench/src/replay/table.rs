@@ -6,6 +6,7 @@
 use std::fmt::Write as _;
 
 use super::Capacity;
+use super::node::Compared;
 use super::policies::{Name, Tally};
 use crate::units::show_size;
 
@@ -61,6 +62,41 @@ pub fn render(cells: &[Cell]) -> String {
             }
         }
         text.push('\n');
+    }
+    text
+}
+
+/// One trace at one capacity, through a node and through S3-FIFO.
+pub struct NodeCell {
+    pub trace: String,
+    pub capacity: Capacity,
+    pub capacity_bytes: u64,
+    pub compared: Compared,
+}
+
+/// All cells of whole nodes in one table.
+pub fn render_node(cells: &[NodeCell]) -> String {
+    let mut text = String::from(
+        "| trace | bytes of the node | of them memory | regions | missed, %: S3-FIFO | node | node − S3-FIFO | written again per byte served | all written per byte served |\n\
+         |---|--:|--:|---|--:|--:|--:|--:|--:|\n",
+    );
+    for NodeCell { trace, capacity, capacity_bytes, compared } in cells {
+        let missed = |tally: &Tally| share(tally.misses, tally.requests) * 100.0;
+        let (paper, node) = (missed(&compared.paper), missed(&compared.node));
+        let served = compared.node.served_bytes;
+        let size =
+            if matches!(capacity, Capacity::Share(_)) { format!(" = {}", mib(*capacity_bytes)) } else { String::new() };
+        let shape = &compared.shape;
+        let _ = writeln!(
+            text,
+            "| {trace} | {capacity}{size} | {} | {} × {} | {paper:.2} | {node:.2} | {:+.2} | {:.3} | {:.3} |",
+            mib(shape.memory_bytes),
+            shape.region_count,
+            show_size(shape.region_bytes),
+            node - paper,
+            share(compared.reinserted_bytes, served),
+            share(compared.written_bytes, served),
+        );
     }
     text
 }

@@ -315,7 +315,12 @@ fn is_opened_twice(data: &[u8]) -> bool {
     disk.put_file(&slab_name(0), slab);
     let open = |seed| {
         let world = SimWorld::new(seed);
-        let config = StoreConfig { node: node.clone(), sync: SyncMode::Always, commit_delay: Duration::ZERO, disk_limits: DiskLimits::default() };
+        let config = StoreConfig {
+            node: node.clone(),
+            sync: SyncMode::Always,
+            commit_delay: Duration::ZERO,
+            disk_limits: DiskLimits::default(),
+        };
         world.block_on(async {
             let (store, recovered) = Store::open(disk.clone(), world.runtime(), config).await?;
             store.close().await;

@@ -225,6 +225,7 @@ impl Bench {
                 budget: Budget {
                     memory_bytes: 1 << 30,
                     index_bytes: 1 << 20,
+                    ghost_bytes: 0,
                     arena_bytes_per_executor: 16 << 20,
                     connections_per_core: 100,
                     fill_bytes: 1 << 20,

@@ -33,7 +33,12 @@ fn example() -> SimWorld {
     world.block_on(async {
         let (disk, runtime) = (world.disk(), world.runtime());
         Store::format(&disk, &runtime, GEOMETRY, &owner()).await.unwrap();
-        let config = StoreConfig { node: owner(), sync: SyncMode::Always, commit_delay: Duration::ZERO, disk_limits: DiskLimits::default() };
+        let config = StoreConfig {
+            node: owner(),
+            sync: SyncMode::Always,
+            commit_delay: Duration::ZERO,
+            disk_limits: DiskLimits::default(),
+        };
         let (store, _) = Store::open(disk, runtime.clone(), config).await.unwrap();
         for n in 0..8u8 {
             let (key, content) = (BlockKey::new("v".into(), format!("k{n}")), vec![n; 1500]);
