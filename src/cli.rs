@@ -1,7 +1,12 @@
-//! The command line: `forebay proxy`, `format`, `inspect`, `verify`, `token`, `dev`. Each subcommand has a file.
+//! The command line: `forebay proxy`, `format`, `inspect`, `verify`, `dev`, `admin`, and what controls an admin: `store`, `volume`,
+//! `group`, `member`, `attach`, `detach`, `token`, `key`. Each subcommand, or family of them, has a file.
 //!
 //! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
 
+#[cfg(feature = "admin")]
+pub mod admin;
+#[cfg(feature = "admin")]
+pub mod control;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod format;
@@ -41,6 +46,31 @@ enum Command {
     /// Make signing keys and access tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
+    /// Run the admin server, which keeps stores, volumes, groups and members; or look after its database.
+    #[cfg(feature = "admin")]
+    Admin(admin::AdminArgs),
+    /// Stores: buckets of S3 services.
+    #[cfg(feature = "admin")]
+    Store(control::Records<control::flags::StoreFlags>),
+    /// Volumes: named sets of blocks in a store.
+    #[cfg(feature = "admin")]
+    Volume(control::Records<control::flags::VolumeFlags>),
+    /// Groups: proxies that serve volumes together.
+    #[cfg(feature = "admin")]
+    Group(control::Records<control::flags::GroupFlags>),
+    /// Members: the proxies of a group.
+    #[cfg(feature = "admin")]
+    Member(control::Members),
+    /// Have a group serve a volume.
+    #[cfg(feature = "admin")]
+    Attach(control::Attach),
+    /// Have a group serve a volume no longer.
+    #[cfg(feature = "admin")]
+    Detach(control::Ends),
+    /// The admin's signing keys.
+    #[cfg(feature = "admin")]
+    #[command(subcommand)]
+    Key(control::tokens::KeyCommand),
     /// Answer constant bytes: the ceiling that benchmarks compare with.
     #[command(name = "proxy-null", hide = true)]
     ProxyNull(null::NullArgs),
@@ -66,6 +96,22 @@ pub fn run() -> ExitCode {
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args),
         Command::Token(command) => token::run(command),
+        #[cfg(feature = "admin")]
+        Command::Admin(args) => admin::run(args),
+        #[cfg(feature = "admin")]
+        Command::Store(records) => control::stores(records),
+        #[cfg(feature = "admin")]
+        Command::Volume(records) => control::volumes(records),
+        #[cfg(feature = "admin")]
+        Command::Group(records) => control::groups(records),
+        #[cfg(feature = "admin")]
+        Command::Member(members) => control::members(members),
+        #[cfg(feature = "admin")]
+        Command::Attach(attach) => control::attach(attach),
+        #[cfg(feature = "admin")]
+        Command::Detach(ends) => control::detach(ends),
+        #[cfg(feature = "admin")]
+        Command::Key(command) => control::tokens::keys(&command),
         Command::ProxyNull(args) => null::run(args),
     };
     match outcome {

@@ -19,6 +19,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub use checked::{Config, ConfigError};
+use serde::de::DeserializeOwned;
 
 use crate::config::machine::Machine;
 use crate::config::raw::RawConfig;
@@ -60,6 +61,11 @@ pub fn load(path: &Path, overrides: Overrides) -> Result<Config, ConfigError> {
 /// # Errors
 /// The line and the key, what is wrong, what was expected.
 pub fn parse(text: &str) -> Result<RawConfig, ConfigError> {
+    parse_as(text)
+}
+
+/// A configuration of any shape.
+pub(crate) fn parse_as<T: DeserializeOwned>(text: &str) -> Result<T, ConfigError> {
     toml::from_str(text).map_err(|error| {
         let line = error.span().map_or(1, |span| text[..span.start.min(text.len())].matches('\n').count() + 1);
         ConfigError::new(format!("line {line}"), error.message().trim().replace('\n', " "))

@@ -5,8 +5,12 @@
 pub mod lease;
 pub mod placement;
 pub mod problem;
+pub mod resource;
+pub mod routing;
 pub mod token;
 
+#[cfg(feature = "admin")]
+pub mod admin;
 #[cfg(feature = "server")]
 pub mod cli;
 #[cfg(feature = "server")]

@@ -122,6 +122,22 @@ problems! {
     HeadTooLarge = REQUEST_HEADER_FIELDS_TOO_LARGE, "head-too-large", "The request's head is too large";
     /// The head did not arrive within `limits.header_timeout`.
     RequestTimeout = REQUEST_TIMEOUT, "request-timeout", "The request's head did not arrive in time";
+    /// The admin: the body is no JSON of the right shape, or a field can't stand.
+    BadBody = BAD_REQUEST, "bad-body", "The request's body is not valid";
+    /// The admin: a parameter of the query is unknown or not valid.
+    BadQuery = BAD_REQUEST, "bad-query", "The request's query is not valid";
+    /// The admin: no such store, volume, group, member, attachment, key or token.
+    NoSuchRecord = NOT_FOUND, "no-such-record", "There is no such record";
+    /// The admin: the name is taken by a record that says something else.
+    RecordExists = CONFLICT, "record-exists", "Another record has this name";
+    /// The admin: something else must be done first.
+    RuleRefused = CONFLICT, "rule-refused", "A rule speaks against this change";
+    /// The admin: a change of a record without `If-Match`.
+    PreconditionRequired = PRECONDITION_REQUIRED, "precondition-required", "The request needs If-Match";
+    /// The admin: a body larger than any record.
+    BodyTooLarge = PAYLOAD_TOO_LARGE, "body-too-large", "The request's body is too large";
+    /// The admin: its database can't be read or written.
+    MetadataUnavailable = SERVICE_UNAVAILABLE, "metadata-unavailable", "The metadata can't be read or written";
     /// A bug of ours, or a disk that fails reads.
     Internal = INTERNAL_SERVER_ERROR, "internal", "The node failed";
 }

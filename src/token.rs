@@ -1,8 +1,10 @@
 //! Access tokens: short-lived JWTs (RFC 7519) signed with EdDSA over Ed25519 (RFC 8037), scoped to volumes.
 //!
-//! The command line issues them (later the admin server), proxies verify them without asking anybody. Only `EdDSA` is
+//! The admin server and the command line issue them, proxies verify them without asking anybody. Only `EdDSA` is
 //! accepted, and only by the key that the token's `kid` names: a token can choose neither algorithm nor key type.
 //! Times are unix seconds and come from the caller, so that tests need no clock.
+
+pub mod operator;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt;
@@ -10,7 +12,10 @@ use std::fmt;
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::jwk::{AlgorithmParameters, Jwk, ThumbprintHash};
 use jsonwebtoken::{Algorithm, DecodingKey, EncodingKey, Header, Validation};
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+
+pub use operator::{OperatorClaims, Role};
 
 /// How far two clocks may be apart, in seconds.
 pub const LEEWAY_SECONDS: u64 = 5;
@@ -38,6 +43,7 @@ pub struct Claims {
 
 /// What may be done with a volume.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[cfg_attr(feature = "admin", derive(utoipa::ToSchema))]
 pub enum Right {
     /// GET and HEAD.
     #[serde(rename = "r")]
@@ -173,25 +179,44 @@ impl PublicKeys {
     /// # Errors
     /// The first that fails, in that order.
     pub fn verify(&self, token: &str, now: u64) -> Result<Grant, Refusal> {
-        if token.len() > TOKEN_BYTES_MAX {
+        let claims =
+            self.open::<Claims>(token, Form { typ: None, bytes_max: TOKEN_BYTES_MAX, spec_claims: &["exp"] })?;
+        let grant = Grant { claims };
+        grant.is_current(now)?;
+        Ok(grant)
+    }
+
+    /// What a known key signed, if it is of this form. Times are the caller's to check.
+    pub(crate) fn open<T: DeserializeOwned>(&self, signed: &str, form: Form) -> Result<T, Refusal> {
+        if signed.len() > form.bytes_max {
             return Err(Refusal::Malformed);
         }
-        let header = jsonwebtoken::decode_header(token).map_err(|_| Refusal::Malformed)?;
-        if header.alg != Algorithm::EdDSA {
+        let header = jsonwebtoken::decode_header(signed).map_err(|_| Refusal::Malformed)?;
+        if header.alg != Algorithm::EdDSA || form.typ.is_some_and(|typ| header.typ.as_deref() != Some(typ)) {
             return Err(Refusal::Malformed);
         }
         let key = header.kid.as_ref().and_then(|kid| self.keys.get(kid)).ok_or(Refusal::UnknownKey)?;
         let mut validation = Validation::new(Algorithm::EdDSA);
-        // Times are checked below, against the caller's clock; an audience has no meaning here.
+        // Times are checked against the caller's clock; an audience has no meaning here.
         validation.validate_exp = false;
         validation.validate_aud = false;
-        let token = jsonwebtoken::decode::<Claims>(token, &key.decoding, &validation).map_err(|error| {
+        validation.set_required_spec_claims(form.spec_claims);
+        let opened = jsonwebtoken::decode::<T>(signed, &key.decoding, &validation).map_err(|error| {
             if matches!(error.kind(), ErrorKind::InvalidSignature) { Refusal::BadSignature } else { Refusal::Malformed }
         })?;
-        let grant = Grant { claims: token.claims };
-        grant.is_current(now)?;
-        Ok(grant)
+        Ok(opened.claims)
     }
+}
+
+/// What kind of signed document is expected. The `typ` of its header keeps one kind from being taken for another.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Form {
+    /// `None`: whatever it says.
+    pub(crate) typ: Option<&'static str>,
+    /// The longest that is looked at.
+    pub(crate) bytes_max: usize,
+    /// The registered claims that it must have.
+    pub(crate) spec_claims: &'static [&'static str],
 }
 
 /// A key that signs.
@@ -232,9 +257,15 @@ impl SigningKey {
     /// # Errors
     /// When signing fails, which takes a key that was not checked.
     pub fn issue(&self, claims: &Claims) -> Result<String, BadKey> {
+        self.sign(claims, "JWT")
+    }
+
+    /// Signs `contents` as a document of the kind `typ`.
+    pub(crate) fn sign<T: Serialize>(&self, contents: &T, typ: &str) -> Result<String, BadKey> {
         let mut header = Header::new(Algorithm::EdDSA);
+        header.typ = Some(typ.to_owned());
         header.kid = Some(self.id.clone());
-        jsonwebtoken::encode(&header, claims, &self.encoding).map_err(|_| BadKey(PRIVATE_FORM))
+        jsonwebtoken::encode(&header, contents, &self.encoding).map_err(|_| BadKey(PRIVATE_FORM))
     }
 }
 

@@ -73,7 +73,7 @@ pub fn run(args: ProxyArgs) -> anyhow::Result<()> {
 }
 
 /// Sends `tracing`, and `log` through it, to stderr.
-fn start_logs(log: &Log) {
+pub(super) fn start_logs(log: &Log) {
     let filter = EnvFilter::try_new(&log.level).unwrap_or_else(|_| EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match log.format {

@@ -1,4 +1,4 @@
-//! `forebay token keygen` and `forebay token issue`: what the admin server will do later, for one operator at a shell.
+//! `forebay token keygen` and `forebay token issue`: keys and tokens for a proxy without an admin. The other verbs ask an admin.
 //!
 //! A private key is written once, readable by its owner only; a token is the only thing on stdout.
 
@@ -13,6 +13,8 @@ use anyhow::Context as _;
 use clap::{Args, Subcommand};
 use rand::{Rng as _, SeedableRng as _};
 
+#[cfg(feature = "admin")]
+use super::control::tokens;
 use crate::config::units::Time;
 use crate::token::{Claims, Right, SigningKey, generate_key};
 
@@ -21,8 +23,20 @@ use crate::token::{Claims, Right, SigningKey, generate_key};
 pub enum TokenCommand {
     /// Make an Ed25519 key: FILE (private, mode 0600) and FILE.pub; prints what the configuration needs.
     Keygen(KeygenArgs),
-    /// Print a token for one or more volumes.
+    /// Print a token for one or more volumes, signed with a key file.
     Issue(IssueArgs),
+    /// Have the admin issue a token, and print it.
+    #[cfg(feature = "admin")]
+    Create(tokens::CreateToken),
+    /// List the tokens that the admin issued.
+    #[cfg(feature = "admin")]
+    List(super::control::Common),
+    /// Show what the admin knows of one.
+    #[cfg(feature = "admin")]
+    Show(tokens::Named),
+    /// Revoke one.
+    #[cfg(feature = "admin")]
+    Delete(tokens::Named),
 }
 
 /// `forebay token keygen`
@@ -64,6 +78,14 @@ pub fn run(command: TokenCommand) -> anyhow::Result<()> {
     match command {
         TokenCommand::Keygen(args) => keygen(&args.out),
         TokenCommand::Issue(args) => issue(&args),
+        #[cfg(feature = "admin")]
+        TokenCommand::Create(args) => tokens::create(&args),
+        #[cfg(feature = "admin")]
+        TokenCommand::List(common) => tokens::list(&common),
+        #[cfg(feature = "admin")]
+        TokenCommand::Show(named) => tokens::show_one(&named),
+        #[cfg(feature = "admin")]
+        TokenCommand::Delete(named) => tokens::delete(&named),
     }
 }
 

@@ -1,0 +1,324 @@
+//! The REST interface: the table of routes, and the way from a request to its answer.
+//!
+//! Called by `server` for each request. [`routes`] is the one list of what there is: dispatch walks it, and `document` makes the OpenAPI
+//! document from it, so no route can be missing there. Work on the registry blocks and runs on tokio's threads for that. Invariants:
+//! nothing but health and the document is answered without a token; bodies, waits and answers are bounded.
+
+pub mod access;
+pub mod document;
+pub mod fault;
+pub mod overview;
+pub mod records;
+pub mod routing;
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::header::{AUTHORIZATION, IF_MATCH};
+use http::{HeaderMap, HeaderValue, Method, StatusCode};
+use tokio::sync::watch;
+
+use super::keys::{self, AuthError, Caller};
+use super::registry::{Actor, Applied, Change, Guard, Registry, looked};
+use crate::resource::Revision;
+use crate::token::{Refusal, Right, Role};
+use document::Told;
+use fault::Fault;
+
+/// The largest body of a request, in bytes.
+pub const BODY_BYTES_MAX: usize = 64 << 10;
+
+/// What all requests share.
+pub struct App {
+    registry: Arc<dyn Registry>,
+    /// The newest revision that this process knows of: wakes whoever waits for a change.
+    revision: watch::Sender<Revision>,
+    stopping: watch::Receiver<Stage>,
+    signed: routing::SignedRoutings,
+    clock: fn() -> u64,
+}
+
+/// Whether the server goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// It serves.
+    Serving,
+    /// It stops: nobody waits any longer.
+    Stopping,
+}
+
+/// Whose token a route takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Need {
+    /// None at all.
+    Nothing,
+    /// Any good one.
+    AnyToken,
+    /// An operator's of either role.
+    Viewer,
+    /// An operator's who may change things.
+    Operator,
+    /// A viewer's, or one that opens the volume in the path.
+    Volume,
+}
+
+/// Who does a route's work.
+#[derive(Clone, Copy)]
+enum Work {
+    /// On a thread that may block.
+    Blocking(fn(&App, &Call) -> Result<Reply, Fault>),
+    /// The long poll.
+    Routing,
+}
+
+/// One route.
+pub struct Route {
+    method: Method,
+    /// Segments; `{name}` takes any one.
+    path: &'static str,
+    need: Need,
+    work: Work,
+    told: Told,
+}
+
+/// The values in a path, by their names in the route's.
+type Parameters = Vec<(&'static str, String)>;
+
+/// A request, taken apart.
+pub struct Call {
+    parameters: Parameters,
+    query: Vec<(String, String)>,
+    headers: HeaderMap,
+    body: Bytes,
+    caller: Option<Caller>,
+    now: u64,
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// Beside `Content-Type`.
+    pub headers: HeaderMap,
+    /// Empty where there is none.
+    pub media_type: &'static str,
+    /// The body.
+    pub body: Bytes,
+}
+
+const JSON: &str = "application/json";
+
+impl App {
+    /// Over a registry; `stopping` ends every wait.
+    ///
+    /// # Errors
+    /// The registry's.
+    pub fn new(
+        registry: Arc<dyn Registry>,
+        stopping: watch::Receiver<Stage>,
+        clock: fn() -> u64,
+    ) -> Result<App, super::registry::RegistryError> {
+        let revision = looked(&*registry, |view| view.revision())?;
+        let revision = watch::Sender::new(revision);
+        Ok(App { registry, revision, stopping, signed: routing::SignedRoutings::default(), clock })
+    }
+
+    /// Answers one request.
+    pub async fn answer(self: &Arc<App>, method: Method, uri: &http::Uri, headers: HeaderMap, body: Bytes) -> Reply {
+        self.try_answer(method, uri, headers, body).await.unwrap_or_else(|fault| fault.reply())
+    }
+
+    async fn try_answer(
+        self: &Arc<App>,
+        method: Method,
+        uri: &http::Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<Reply, Fault> {
+        let (route, parameters) = find(&method, uri.path())?;
+        let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        let mut call = Call { parameters, query, headers, body, caller: None, now: (self.clock)() };
+        let (need, work) = (route.need, route.work);
+        let app = Arc::clone(self);
+        let done = tokio::task::spawn_blocking(move || {
+            app.authorize(need, &mut call)?;
+            match work {
+                Work::Blocking(work) => work(&app, &call).map(Done::Reply),
+                Work::Routing => Ok(Done::Waiting(call)),
+            }
+        });
+        match done.await.map_err(|_| Fault::internal())?? {
+            Done::Reply(reply) => Ok(reply),
+            Done::Waiting(call) => routing::wait(self, &call).await,
+        }
+    }
+
+    /// Lets the request in, and notes who asks.
+    fn authorize(&self, need: Need, call: &mut Call) -> Result<(), Fault> {
+        if need == Need::Nothing {
+            return Ok(());
+        }
+        let token = bearer(&call.headers).ok_or_else(|| Fault::unauthorized(&Refusal::Missing))?;
+        let authenticated = looked(&*self.registry, |view| match keys::authenticate(view, token, call.now) {
+            Err(AuthError::Registry(error)) => Err(error),
+            other => Ok(other),
+        })?;
+        let caller = authenticated.map_err(|error| Fault::unauthorized(&error))?;
+        match (&caller, need) {
+            (Caller::Operator(claims), Need::Operator) if claims.role < Role::Operator => {
+                return Err(Fault::forbidden("the token is a viewer's: changes take an operator's"));
+            }
+            (Caller::Operator(_), _) | (Caller::Client(_), Need::AnyToken) => (),
+            (Caller::Client(grant), Need::Volume) => {
+                grant
+                    .allows(call.parameter("volume"), Right::Read, call.now)
+                    .map_err(|refusal| Fault::forbidden(&refusal))?;
+            }
+            (Caller::Client(_), _) => {
+                return Err(Fault::forbidden("the token is for volumes: this takes an operator's"));
+            }
+        }
+        call.caller = Some(caller);
+        Ok(())
+    }
+
+    /// Makes a change and wakes whoever waits for one.
+    fn change(&self, change: &Change, call: &Call) -> Result<Applied, Fault> {
+        self.told(self.registry.change(change, &call.actor()))
+    }
+
+    /// Passes on what became of a change, and wakes whoever waits for one.
+    fn told(&self, applied: Result<Applied, super::registry::RegistryError>) -> Result<Applied, Fault> {
+        let applied = applied?;
+        if let Applied::Changed(super::registry::Versioned { revision, .. }) | Applied::Deleted(revision) = applied {
+            self.wake(revision);
+        }
+        Ok(applied)
+    }
+
+    fn wake(&self, made: Revision) {
+        self.revision.send_if_modified(|known| {
+            let is_news = made > *known;
+            *known = made.max(*known);
+            is_news
+        });
+    }
+}
+
+enum Done {
+    Reply(Reply),
+    Waiting(Call),
+}
+
+/// Every route there is.
+pub fn routes() -> Vec<Route> {
+    let mut routes = overview::routes();
+    routes.extend(records::routes());
+    routes.extend(access::routes());
+    routes.push(routing::route());
+    routes
+}
+
+/// The route of a request and the values of its path's parameters.
+fn find(method: &Method, path: &str) -> Result<(&'static Route, Parameters), Fault> {
+    static ROUTES: std::sync::LazyLock<Vec<Route>> = std::sync::LazyLock::new(routes);
+    let mut allowed: Vec<&'static str> = Vec::new();
+    for route in ROUTES.iter() {
+        let Some(parameters) = matched(route.path, path) else { continue };
+        // A HEAD is a GET whose body hyper leaves out.
+        if route.method == *method || (*method == Method::HEAD && route.method == Method::GET) {
+            return Ok((route, parameters));
+        }
+        allowed.push(route.method.as_str());
+    }
+    Err(if allowed.is_empty() { Fault::no_such_path() } else { Fault::method_not_allowed(&allowed.join(", ")) })
+}
+
+/// The parameters of `path` if it is of the form `template`. Names need no percent-encoding, so none is undone.
+fn matched(template: &'static str, path: &str) -> Option<Parameters> {
+    let mut segments = path.split('/');
+    let mut parameters = Vec::new();
+    for expected in template.split('/') {
+        let segment = segments.next()?;
+        match expected.strip_prefix('{').and_then(|rest| rest.strip_suffix('}')) {
+            Some(_) if segment.is_empty() => return None,
+            Some(name) => parameters.push((name, segment.to_owned())),
+            None if segment == expected => (),
+            None => return None,
+        }
+    }
+    segments.next().is_none().then_some(parameters)
+}
+
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let value = headers.get(AUTHORIZATION)?.to_str().ok()?;
+    let (scheme, token) = value.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl Call {
+    /// A parameter of the path; the table of routes has it.
+    fn parameter(&self, name: &str) -> &str {
+        self.parameters.iter().find(|(known, _)| *known == name).map_or("", |(_, value)| value)
+    }
+
+    /// A parameter of the query, if it is there; `known` are those that the route takes.
+    fn query(&self, name: &str, known: &[&str]) -> Result<Option<&str>, Fault> {
+        if let Some((stranger, _)) = self.query.iter().find(|(given, _)| !known.contains(&given.as_str())) {
+            return Err(Fault::bad_query(stranger, &format!("is unknown here: {} are taken", known.join(", "))));
+        }
+        Ok(self.query.iter().find(|(given, _)| given == name).map(|(_, value)| value.as_str()))
+    }
+
+    /// What the caller saw of the record that it changes.
+    fn guard(&self) -> Result<Guard, Fault> {
+        let value = self.headers.get(IF_MATCH).ok_or_else(Fault::precondition_required)?;
+        let text = value.to_str().unwrap_or_default().trim();
+        if text == "*" {
+            return Ok(Guard::Any);
+        }
+        parse_etag(text).map(Guard::Seen).ok_or_else(Fault::bad_condition)
+    }
+
+    fn actor(&self) -> Actor {
+        let (subject, token) = match &self.caller {
+            Some(Caller::Operator(claims)) => (claims.sub.clone(), claims.jti.clone()),
+            Some(Caller::Client(grant)) => (grant.claims().sub.clone(), grant.claims().jti.clone()),
+            None => Default::default(),
+        };
+        Actor { subject, token, at: self.now }
+    }
+}
+
+/// `"17"` is the entity tag of revision 17.
+fn etag(revision: Revision) -> HeaderValue {
+    HeaderValue::from_str(&format!("\"{revision}\"")).expect("digits in quotes are a header's value")
+}
+
+fn parse_etag(text: &str) -> Option<Revision> {
+    text.strip_prefix('"')?.strip_suffix('"')?.parse().ok()
+}
+
+impl Reply {
+    fn json(status: StatusCode, body: &impl serde::Serialize) -> Reply {
+        match serde_json::to_vec(body) {
+            Ok(mut bytes) => {
+                bytes.push(b'\n');
+                Reply { status, headers: HeaderMap::new(), media_type: JSON, body: bytes.into() }
+            }
+            Err(_) => Fault::internal().reply(),
+        }
+    }
+
+    fn empty(status: StatusCode) -> Reply {
+        Reply { status, headers: HeaderMap::new(), media_type: "", body: Bytes::new() }
+    }
+
+    fn with(mut self, name: http::HeaderName, value: HeaderValue) -> Reply {
+        self.headers.insert(name, value);
+        self
+    }
+}

@@ -1,0 +1,205 @@
+//! Signing keys and tokens: made, drawn, recorded and verified here, on top of the registry.
+//!
+//! Called by `api` for each request and by the command line. The newest key signs; older ones verify until they are deleted. A token is good if
+//! a known key signed it, its times fit, and the registry still lists its id as not revoked; so a restore of an older backup
+//! forgets the tokens issued since. Times come from the caller.
+
+use std::collections::BTreeMap;
+
+use rand::rngs::StdRng;
+use rand::{Rng as _, SeedableRng as _};
+
+use super::registry::{
+    Actor, Applied, Change, Guard, KeyRecord, Listing, Record, RecordId, Registry, RegistryError, TokenRecord, View,
+    looked,
+};
+use crate::resource::Invalid;
+use crate::token::{
+    Claims, Grant, OperatorClaims, PublicKey, PublicKeys, Refusal, Right, Role, SigningKey, generate_key,
+};
+
+/// The longest life of a token.
+pub const TOKEN_SECONDS_MAX: u64 = 366 * 86_400;
+/// The most volumes of one token: it must fit into a request's head.
+const TOKEN_VOLUMES_MAX: usize = 64;
+const SUBJECT_BYTES_MAX: usize = 128;
+
+/// Who asks, as a verified token says.
+#[derive(Debug, Clone)]
+pub enum Caller {
+    /// An operator.
+    Operator(OperatorClaims),
+    /// A client or proxy, with a token for volumes.
+    Client(Grant),
+}
+
+/// Why a token is not accepted.
+#[derive(Debug, thiserror::Error)]
+pub enum AuthError {
+    /// It does not verify.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It was revoked, or is not from this admin.
+    #[error("the token is revoked, or this admin never issued it: have a new one issued")]
+    Unlisted,
+    /// The registry can't tell.
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+}
+
+/// What a new token is to say.
+#[derive(Debug, Clone)]
+pub struct Wish {
+    /// To whom.
+    pub subject: String,
+    /// For the admin's interface; `None`: for volumes.
+    pub role: Option<Role>,
+    /// The volumes; empty with a role.
+    pub volumes: BTreeMap<String, Right>,
+    /// How long it is good.
+    pub ttl_seconds: u64,
+}
+
+/// Makes a new key the one that signs.
+///
+/// # Errors
+/// The registry's; or the system has no randomness.
+pub fn rotate(registry: &dyn Registry, by: &Actor) -> Result<Applied, RegistryError> {
+    let broken = |error| RegistryError::Storage(Box::new(error));
+    let private_pem = generate_key().map_err(broken)?;
+    let key = SigningKey::from_pem(&private_pem).map_err(broken)?;
+    let record = KeyRecord { id: key.id().to_owned(), public: key.public().to_owned(), private_pem, created_at: by.at };
+    registry.change(&Change::Create(Record::Key(record)), by)
+}
+
+/// Makes the first key, if there is none.
+///
+/// # Errors
+/// As [`rotate`].
+pub fn ensure_key(registry: &dyn Registry, by: &Actor) -> Result<(), RegistryError> {
+    let is_there = looked(registry, |view| Ok(!view.list(&Listing::Keys)?.is_empty()))?;
+    if is_there { Ok(()) } else { rotate(registry, by).map(drop) }
+}
+
+/// All keys, the one that signs last.
+///
+/// # Errors
+/// The registry's.
+pub fn records(view: &dyn View) -> Result<Vec<KeyRecord>, RegistryError> {
+    let keys = view.list(&Listing::Keys)?.into_iter().filter_map(|versioned| match versioned.record {
+        Record::Key(key) => Some(key),
+        _ => None,
+    });
+    Ok(keys.collect())
+}
+
+/// The key that signs.
+///
+/// # Errors
+/// The registry's; there is none.
+pub fn current(view: &dyn View) -> Result<SigningKey, RegistryError> {
+    let key = records(view)?.pop().ok_or_else(|| RegistryError::NotFound("signing key".to_owned()))?;
+    SigningKey::from_pem(&key.private_pem).map_err(|error| RegistryError::Storage(Box::new(error)))
+}
+
+fn verifying(view: &dyn View) -> Result<PublicKeys, RegistryError> {
+    let mut keys = PublicKeys::default();
+    for key in records(view)? {
+        let public = PublicKey::parse(&key.public).map_err(|error| RegistryError::Storage(Box::new(error)))?;
+        // Ids are the table's primary key.
+        let _ = keys.add(&key.id, public);
+    }
+    Ok(keys)
+}
+
+/// Whom `token` belongs to at `now`.
+///
+/// # Errors
+/// Why it is not accepted.
+pub fn authenticate(view: &dyn View, token: &str, now: u64) -> Result<Caller, AuthError> {
+    let keys = verifying(view)?;
+    let (caller, id) = match OperatorClaims::verify(token, &keys, now) {
+        Ok(claims) => {
+            let id = claims.jti.clone();
+            (Caller::Operator(claims), id)
+        }
+        // Not an operator's, but perhaps a client's.
+        Err(Refusal::Malformed) => {
+            let grant = keys.verify(token, now)?;
+            let id = grant.claims().jti.clone();
+            (Caller::Client(grant), id)
+        }
+        Err(refusal) => return Err(refusal.into()),
+    };
+    match view.one(&RecordId::Token(id))?.map(|found| found.record) {
+        Some(Record::Token(TokenRecord { revoked_at: None, .. })) => Ok(caller),
+        _ => Err(AuthError::Unlisted),
+    }
+}
+
+/// Issues a token: records it, then signs it. The token itself is kept nowhere.
+///
+/// # Errors
+/// A field of the wish can't stand; a volume does not exist; the registry's.
+pub fn issue(registry: &dyn Registry, wish: &Wish, by: &Actor) -> Result<(TokenRecord, String), RegistryError> {
+    check(wish)?;
+    let key = looked(registry, |view| current(view))?;
+    let id = format!("{:032x}", StdRng::from_os_rng().random::<u128>());
+    let record = TokenRecord {
+        id: id.clone(),
+        subject: wish.subject.clone(),
+        role: wish.role,
+        volumes: wish.volumes.clone(),
+        key: key.id().to_owned(),
+        issued_at: by.at,
+        expires_at: by.at.saturating_add(wish.ttl_seconds),
+        revoked_at: None,
+    };
+    registry.change(&Change::Create(Record::Token(record.clone())), by)?;
+    let signed = match wish.role {
+        Some(role) => OperatorClaims::new(&wish.subject, role, &id, by.at, wish.ttl_seconds).sign(&key),
+        None => key.issue(&Claims {
+            iss: "forebay admin".to_owned(),
+            sub: wish.subject.clone(),
+            iat: by.at,
+            nbf: by.at,
+            exp: record.expires_at,
+            jti: id,
+            volumes: wish.volumes.clone(),
+        }),
+    };
+    Ok((record, signed.map_err(|error| RegistryError::Storage(Box::new(error)))?))
+}
+
+fn check(wish: &Wish) -> Result<(), RegistryError> {
+    let fail = |field, fix: String| Err(RegistryError::Invalid(Invalid { field, fix }));
+    if wish.subject.is_empty() || wish.subject.len() > SUBJECT_BYTES_MAX || wish.subject.contains(char::is_control) {
+        return fail("subject", format!("write to whom, in 1 to {SUBJECT_BYTES_MAX} bytes"));
+    }
+    if wish.role.is_some() != wish.volumes.is_empty() {
+        return fail("volumes", "name volumes, or a role for the admin's interface, and not both".to_owned());
+    }
+    if wish.volumes.len() > TOKEN_VOLUMES_MAX {
+        return fail("volumes", format!("name at most {TOKEN_VOLUMES_MAX}: issue several tokens"));
+    }
+    if !(1..=TOKEN_SECONDS_MAX).contains(&wish.ttl_seconds) {
+        return fail("ttl_seconds", format!("write 1 to {TOKEN_SECONDS_MAX}: a token ends some day"));
+    }
+    Ok(())
+}
+
+/// Revokes a token. One that was revoked before stays so.
+///
+/// # Errors
+/// There is no such token; the registry's.
+pub fn revoke(registry: &dyn Registry, id: &str, by: &Actor) -> Result<Applied, RegistryError> {
+    let found = looked(registry, |view| view.one(&RecordId::Token(id.to_owned())))?;
+    match found.map(|found| (found.revision, found.record)) {
+        Some((revision, Record::Token(mut token))) => {
+            token.revoked_at.get_or_insert(by.at);
+            let change = Change::Replace(Record::Token(token), Guard::Seen(revision));
+            registry.change(&change, by)
+        }
+        _ => Err(RegistryError::NotFound(format!("token {id}"))),
+    }
+}

@@ -1,0 +1,126 @@
+//! The schema, as numbered steps: SQLite's `user_version` says how many of them a file has seen.
+//!
+//! Called when a database is opened or restored. A step that was released is never changed; each runs in a transaction of its own
+//! with its new number, so that a crash leaves the step before it.
+
+use rusqlite::{Connection, TransactionBehavior};
+
+use super::super::registry::RegistryError;
+
+/// `FBAD`: says that a file is ours before anything else of it is believed.
+const APPLICATION_ID: i32 = 0x4642_4144;
+
+const STEPS: [&str; 1] = [
+    // 1: everything.
+    "
+    CREATE TABLE meta (
+        only INTEGER PRIMARY KEY CHECK (only = 1),
+        revision INTEGER NOT NULL
+    ) STRICT;
+    INSERT INTO meta (only, revision) VALUES (1, 0);
+
+    CREATE TABLE stores (
+        name TEXT PRIMARY KEY,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE volumes (
+        name TEXT PRIMARY KEY,
+        store TEXT NOT NULL REFERENCES stores (name),
+        prefix TEXT NOT NULL,
+        home_group TEXT,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        routing INTEGER NOT NULL DEFAULT 0,
+        UNIQUE (store, prefix),
+        FOREIGN KEY (name, home_group) REFERENCES attachments (volume, member_group) DEFERRABLE INITIALLY DEFERRED
+    ) STRICT;
+
+    CREATE TABLE groups (
+        name TEXT PRIMARY KEY,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE members (
+        member_group TEXT NOT NULL REFERENCES groups (name),
+        name TEXT NOT NULL,
+        id TEXT NOT NULL UNIQUE,
+        address TEXT NOT NULL,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        PRIMARY KEY (member_group, name),
+        UNIQUE (member_group, address)
+    ) STRICT;
+
+    CREATE TABLE attachments (
+        volume TEXT NOT NULL REFERENCES volumes (name),
+        member_group TEXT NOT NULL REFERENCES groups (name),
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL,
+        PRIMARY KEY (volume, member_group)
+    ) STRICT;
+    CREATE INDEX attachments_of_group ON attachments (member_group);
+
+    CREATE TABLE keys (
+        id TEXT PRIMARY KEY,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    ) STRICT;
+
+    CREATE TABLE tokens (
+        id TEXT PRIMARY KEY,
+        expires_at INTEGER NOT NULL,
+        body TEXT NOT NULL,
+        revision INTEGER NOT NULL
+    ) STRICT;
+    CREATE INDEX tokens_by_end ON tokens (expires_at);
+
+    CREATE TABLE audit (
+        revision INTEGER PRIMARY KEY,
+        at INTEGER NOT NULL,
+        subject TEXT NOT NULL,
+        token TEXT NOT NULL,
+        action TEXT NOT NULL,
+        kind TEXT NOT NULL,
+        name TEXT NOT NULL,
+        became TEXT
+    ) STRICT;
+    ",
+];
+
+/// Brings a database up to this version.
+///
+/// # Errors
+/// It is another program's, or of a later version, or SQLite fails.
+pub fn run(connection: &mut Connection) -> Result<(), RegistryError> {
+    let refused = |words: String| Err(RegistryError::Refused(words));
+    let id: i32 = connection.pragma_query_value(None, "application_id", |row| row.get(0))?;
+    let seen: usize = connection.pragma_query_value(None, "user_version", |row| row.get(0))?;
+    if id != APPLICATION_ID {
+        let tables: u32 = connection.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
+        if id != 0 || tables > 0 {
+            return refused("the file is no database of a Forebay admin: name another".to_owned());
+        }
+        connection.pragma_update(None, "application_id", APPLICATION_ID)?;
+    }
+    if seen > STEPS.len() {
+        return refused(format!(
+            "the database is of a later version (schema {seen}, this version knows {}): run that version",
+            STEPS.len()
+        ));
+    }
+    for (number, step) in STEPS.iter().enumerate().skip(seen) {
+        let transaction = connection.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        // Another process may have been here first.
+        let now: usize = transaction.pragma_query_value(None, "user_version", |row| row.get(0))?;
+        if now != number {
+            continue;
+        }
+        transaction.execute_batch(step)?;
+        transaction.pragma_update(None, "user_version", number + 1)?;
+        transaction.commit()?;
+    }
+    Ok(())
+}
