@@ -4,15 +4,17 @@
 //! the memory tier of a node runs. All stand on the same queues, so differences are differences of policy.
 
 use clap::ValueEnum;
-use forebay_shard::policy::s3fifo::S3Fifo;
+use forebay_shard::policy::s3fifo::S3Fifo as NodePolicy;
 
 use self::classic::{Clock, Fifo, Lru};
 use self::regions::Regions;
+use self::s3fifo::S3Fifo;
 use self::sieve::Sieve;
 use super::trace::Request;
 
 mod classic;
 mod regions;
+mod s3fifo;
 mod sieve;
 
 /// Who takes part.
@@ -60,8 +62,8 @@ impl Name {
             Name::Lru => Run::boxed(capacity_bytes, Lru::new(capacity_bytes)),
             Name::Clock => Run::boxed(capacity_bytes, Clock::new(capacity_bytes)),
             Name::Sieve => Run::boxed(capacity_bytes, Sieve::new(capacity_bytes)),
-            Name::S3Fifo => Run::boxed(capacity_bytes, Paper(S3Fifo::new(capacity_bytes))),
-            Name::Forebay => Run::boxed(capacity_bytes, Paper(S3Fifo::new(capacity_bytes))),
+            Name::S3Fifo => Run::boxed(capacity_bytes, S3Fifo::new(capacity_bytes)),
+            Name::Forebay => Run::boxed(capacity_bytes, OfTheNode(NodePolicy::new(capacity_bytes))),
             Name::ForebayDisk => Run::boxed(capacity_bytes, Regions::new(capacity_bytes)),
         }
     }
@@ -131,10 +133,10 @@ impl<P: Policy> Replayed for Run<P> {
     }
 }
 
-/// The crate's own S3-FIFO.
-struct Paper(S3Fifo<u64, ()>);
+/// The memory tier's own.
+struct OfTheNode(NodePolicy<u64, ()>);
 
-impl Policy for Paper {
+impl Policy for OfTheNode {
     fn is_hit(&mut self, id: u64) -> bool {
         self.0.use_of(id).is_some()
     }
