@@ -124,6 +124,32 @@ fn one_damaged_sector_of_the_journal_costs_at_most_the_record_in_it() {
 }
 
 #[test]
+fn a_slot_damaged_behind_its_header_still_tells_how_far_the_journal_went() {
+    let mut disasters = 0;
+    for sector in 0..8 {
+        let bench = Bench::new(1, bench::large_geometry());
+        let number = bench.run(async |store| {
+            store.put("k", content(1, 5000)).await.unwrap();
+            store.store.checkpoint().await.unwrap();
+            store.put("k", content(2, 5000)).await.unwrap();
+            // The power fails before a later frame of the journal could call that put durable.
+            store.store.checkpoint().await.unwrap();
+            store.store.stats().checkpoints
+        });
+        damage_slot(&bench, number % 2);
+        damage_journal(&bench, sector..sector + 1);
+        bench.run(async |store| {
+            let dirty = store.recovered.dirty.iter().find(|record| record.identity == store.identity("k"));
+            let is_sure = dirty.is_some_and(|record| record.certainty == Certainty::Sure);
+            let is_older = store.read("k").await == Some(content(1, 5000));
+            assert!(!(is_sure && is_older), "sector {sector}: an older version for the newest, {:?}", store.recovered);
+            disasters += u32::from(store.recovered.by == RecoveredBy::Salvage);
+        });
+    }
+    assert!(disasters > 0, "the test reaches the frame of the put");
+}
+
+#[test]
 fn a_journal_gone_altogether_leaves_what_slots_and_footers_name() {
     for ending in [Ending::Close, Ending::PowerCut] {
         let (bench, acknowledged) = used(5, ending);

@@ -115,16 +115,18 @@ pub struct Evidence<'a> {
 }
 
 impl<'a> Evidence<'a> {
-    /// Nothing gathered yet; `complete_from` as in [`super::scan::RingFrames`], `last` the last frame that can be read.
+    /// Nothing gathered yet; `complete_from` as in [`super::scan::RingFrames`], `last` the last frame that can be read,
+    /// `proven` the last one that a slot proves to have been durable.
     #[must_use]
     pub fn new(
         superblock: &'a Superblock,
         node: &'a NodeIdentity,
         note: Option<DirtyNote>,
         (complete_from, last): (u64, u64),
+        proven: u64,
     ) -> Evidence<'a> {
-        // A note that calls a frame behind the last readable one durable proves that frames are missing there.
-        let is_cut = note.as_ref().is_some_and(|note| note.durable > last);
+        // A frame behind the last readable one that was durable, by a note or a slot: frames are missing there.
+        let is_cut = proven > last || note.as_ref().is_some_and(|note| note.durable > last);
         Evidence {
             superblock,
             node,

@@ -85,7 +85,9 @@ pub async fn load<D: Disk, R: Runtime>(
         };
         rejected.lost_frames = replay.lost_frames();
         let is_alone = rejected.checkpoint_slots > 0 || present < 2 && number > 0;
-        let is_behind = is_alone && ends_early(slab, superblock, replay.next_sequence()).await?;
+        let is_behind = is_alone
+            && (replay.next_sequence() < slots::proven_before(disk, superblock).await?
+                || ends_early(slab, superblock, replay.next_sequence()).await?);
         if rejected.lost_frames > 0 || is_behind {
             if third == Some(number) {
                 beginning = Beginning::Rebuild;

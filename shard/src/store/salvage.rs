@@ -51,7 +51,8 @@ pub async fn salvage<D: Disk, R: Runtime>(
     let note = newest_note(&trailers).cloned();
     let mut rejected = RejectedCounts { torn_frames: ring.torn, ..RejectedCounts::default() };
     let last = ring.last.max(note.as_ref().map_or(0, |note| note.sequence));
-    let mut evidence = Evidence::new(superblock, node, note, (ring.complete_from, ring.last));
+    let proven = slots::proven_before(disk, superblock).await?.saturating_sub(1);
+    let mut evidence = Evidence::new(superblock, node, note, (ring.complete_from, ring.last), proven);
     gather_ring(&mut evidence, &ring);
     let slots = gather_slots(disk, &mut evidence).await?;
     rejected.footers = gather_footers(slab, superblock, &mut evidence, &trailers).await?;
@@ -122,7 +123,7 @@ async fn gather_slots<D: Disk>(disk: &D, evidence: &mut Evidence<'_>) -> Result<
             let is_durable = header.is_some();
             frame.records.iter().for_each(|record| evidence.gather(record, Seen { at, is_durable }));
         });
-        if let Some(header) = header.await? {
+        if let Some(header) = header.await?.header {
             figures.number = figures.number.max(header.number);
             figures.sequence = figures.sequence.max(header.from.chain.sequence);
             figures.next_generation = figures.next_generation.max(header.next_generation);

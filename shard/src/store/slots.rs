@@ -56,6 +56,29 @@ pub async fn open<D: Disk>(disk: &D, superblock: &Superblock) -> Result<Slots<D:
     Ok(slots)
 }
 
+/// What is known of a slot that may be damaged.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Loose {
+    /// What it says about itself, at its beginning or its end.
+    pub header: Option<Header>,
+    /// What its end says, be it the end of an earlier checkpoint. The slab was synced before it was written, so all of the
+    /// journal up to its point was durable.
+    pub end: Option<Header>,
+}
+
+/// The number of the first frame of the journal that no end of a slot proves to have been durable.
+///
+/// # Errors
+/// What the disk said.
+pub async fn proven_before<D: Disk>(disk: &D, superblock: &Superblock) -> Result<u64, IoError> {
+    let mut proven = 0;
+    for slot in 0..SALVAGE_SLOT {
+        let loose = read_loose(disk, superblock, slot, |_, _| {}).await?;
+        proven = proven.max(loose.end.map_or(0, |end| end.from.chain.sequence));
+    }
+    Ok(proven)
+}
+
 /// Hands every frame of records that can be read by itself to `each`, with the slot's header if that can be read.
 ///
 /// # Errors
@@ -65,13 +88,13 @@ pub async fn read_loose<D: Disk>(
     superblock: &Superblock,
     slot: u64,
     mut each: impl FnMut(Option<Header>, &Frame<'_>),
-) -> Result<Option<Header>, IoError> {
+) -> Result<Loose, IoError> {
     let file = match disk.open(&slot_name(superblock.shard, slot), OpenMode::Read).await {
-        Err(IoError::Missing { .. }) => return Ok(None),
-        Err(error) if error.is_unreadable() => return Ok(None),
+        Err(IoError::Missing { .. }) => return Ok(Loose::default()),
+        Err(error) if error.is_unreadable() => return Ok(Loose::default()),
         opened => opened?,
     };
-    let (mut header, mut at) = (None, 0);
+    let (mut loose, mut at) = (Loose::default(), 0);
     while at < file.len_bytes() {
         let mut want = WINDOW_BYTES;
         let (mut bytes, mut used) = (file.read(at, left(&file, at, want)).await?, 0);
@@ -79,10 +102,15 @@ pub async fn read_loose<D: Disk>(
             match frame::decode(superblock.store_id, &bytes[used..]) {
                 Ok(found) => {
                     match found.head.kind {
-                        FrameKind::CheckpointHeader | FrameKind::CheckpointEnd => {
-                            header = header.or_else(|| Header::decode(found.payload));
+                        FrameKind::CheckpointHeader => {
+                            loose.header = loose.header.or_else(|| Header::decode(found.payload));
                         }
-                        FrameKind::CheckpointRecords => each(header, &found),
+                        FrameKind::CheckpointEnd => {
+                            let end = Header::decode(found.payload);
+                            loose.header = loose.header.or(end);
+                            loose.end = [loose.end, end].into_iter().flatten().max_by_key(|end| end.number);
+                        }
+                        FrameKind::CheckpointRecords => each(loose.header, &found),
                         FrameKind::Journal | FrameKind::Footer => {}
                     }
                     used += found.len_bytes();
@@ -101,7 +129,7 @@ pub async fn read_loose<D: Disk>(
         }
         at += used as u64;
     }
-    Ok(header)
+    Ok(loose)
 }
 
 fn left<F: DiskFile>(file: &F, at: u64, want: usize) -> usize {
