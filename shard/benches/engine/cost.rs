@@ -178,15 +178,27 @@ fn checksums(options: &Options, table: &mut Table) {
     buffer.iter_mut().step_by(64).enumerate().for_each(|(index, byte)| *byte = index as u8);
     let warm = median((0..ROUNDS).map(|_| digest_rate(options, buffer[..LARGE_BYTES].chunks(LARGE_BYTES).cycle())));
     let cold = median((0..ROUNDS).map(|_| digest_rate(options, buffer.chunks(1 << 20).cycle())));
+    let bare = median((0..ROUNDS).map(|_| rate(options, buffer.chunks(1 << 20).cycle(), sum)));
     table.add("checksum, 256 KiB in the processor's cache", warm, "GB/s", Bound::AtLeast(10.0));
     table.add("checksum, 1 MiB from memory", cold, "GB/s", Bound::AtLeast(10.0));
+    table.add("a plain sum of the same memory", bare, "GB/s", Bound::None);
+}
+
+fn digest_rate<'a>(options: &Options, pieces: impl Iterator<Item = &'a [u8]>) -> f64 {
+    rate(options, pieces, Digest::of)
+}
+
+/// What reading costs when next to nothing is done with it.
+fn sum(bytes: &[u8]) -> u64 {
+    let words = bytes.chunks_exact(8).map(|word| u64::from_le_bytes(word.try_into().expect("eight bytes")));
+    words.fold(0, u64::wrapping_add)
 }
 
 /// GB per second of CPU.
-fn digest_rate<'a>(options: &Options, pieces: impl Iterator<Item = &'a [u8]>) -> f64 {
+fn rate<'a, T>(options: &Options, pieces: impl Iterator<Item = &'a [u8]>, of: impl Fn(&[u8]) -> T) -> f64 {
     let (watch, mut bytes) = (Watch::start(), 0);
     for piece in pieces {
-        std::hint::black_box(Digest::of(std::hint::black_box(piece)));
+        std::hint::black_box(of(std::hint::black_box(piece)));
         bytes += piece.len();
         if watch.seconds() > options.seconds / 8.0 {
             break;
