@@ -51,8 +51,7 @@ pub struct Replay {
     /// Who takes part
     #[arg(long, value_delimiter = ',', default_value = "fifo,lru,clock,sieve,s3-fifo,forebay")]
     policies: Vec<Name>,
-    /// Run a whole node, memory and disk through the real shard, beside S3-FIFO of as many bytes; --committed then takes the
-    /// shorter list
+    /// Run a whole node, memory and disk through the real shard, beside S3-FIFO of as many bytes
     #[arg(long, conflicts_with_all = ["trace", "policies"])]
     node: bool,
     /// Replace the marked part of this file by the results, e.g. bench/RESULTS.md
@@ -140,7 +139,7 @@ impl Replay {
     }
 
     fn run_node(&self) -> Result<()> {
-        let generators = if self.committed { suite::for_a_node() } else { self.generate.clone() };
+        let generators = if self.committed { suite::generators() } else { self.generate.clone() };
         let mut cells = Vec::new();
         for generator in &generators {
             let whole_bytes = match generator.depends_on_capacity() {

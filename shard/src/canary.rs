@@ -79,8 +79,6 @@ canaries! {
     RelocationOverNewer = "relocation-over-newer" breaks "I13";
     /// A block that is written again because it was used takes the place of whatever its key holds by now.
     ReinsertionOverNewer = "reinsertion-over-newer" breaks "I6";
-    /// A block that is written again is journaled behind the removal of its key: recovery brings it back.
-    ReinsertionAfterRemoval = "reinsertion-after-removal" breaks "I6";
     /// After a failed sync writes go on as if nothing were in doubt.
     DoubtReturns = "doubt-returns" breaks "I11";
     /// A delete that passes an offline disk by leaves no trace on it.

@@ -314,6 +314,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         }
     }
 
+    /// Fills in progress, those on their way to the disk included.
+    #[must_use]
+    pub fn fills_running(&self) -> usize {
+        self.inner.fills.running_count()
+    }
+
     /// Up to `max` dirty records, oldest first, with where each stands.
     #[must_use]
     pub fn dirty_items(&self, max: usize) -> Vec<DirtyItem> {

@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::sim::{SimDisk, SimFile, SimRuntime, SimWorld};
-use forebay_io::{Disk, OpenMode};
+use forebay_io::{Disk, OpenMode, Runtime};
 use forebay_shard::config::{
     Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
@@ -36,8 +36,13 @@ const MEMORY_DIVISOR: u64 = 20;
 const REGIONS: u64 = 192;
 /// A region holds at least this many of the largest blocks, so that footers are a small part of it.
 const BLOCKS_PER_REGION: u64 = 32;
+/// And at most so many, as by default (64 MiB regions, a mean block of 64 KiB): free regions and those being filled are then a
+/// small part of a disk.
+const BLOCKS_PER_REGION_MAX: u64 = 1024;
 /// The fewest regions that the policy has room in.
 const REGIONS_MIN: u64 = 16;
+/// Fills that may be on their way to the disk when the next request comes.
+const FILLS_MAX: usize = 8;
 const JOURNAL_BYTES: u64 = 64 << 20;
 const VOLUME: &str = "trace";
 
@@ -51,8 +56,6 @@ pub struct Compared {
     pub paper: Tally,
     /// The node's shape.
     pub shape: Shape,
-    /// Payload that was written again because it was used.
-    pub reinserted_bytes: u64,
     /// All that was written to the disk, journal and checkpoints included.
     pub written_bytes: u64,
 }
@@ -73,7 +76,8 @@ impl Shape {
     pub fn of(capacity_bytes: u64, block_bytes_max: u64) -> Result<Shape> {
         let disk_bytes = capacity_bytes - capacity_bytes / MEMORY_DIVISOR;
         let least = (BLOCKS_PER_REGION * block_bytes_max).next_power_of_two();
-        let region_bytes = (disk_bytes / REGIONS).max(1).next_power_of_two().max(least);
+        let most = (BLOCKS_PER_REGION_MAX * block_bytes_max).next_power_of_two();
+        let region_bytes = (disk_bytes / REGIONS).max(1).next_power_of_two().clamp(least, most);
         let region_count = disk_bytes / region_bytes;
         ensure!(
             region_count >= REGIONS_MIN,
@@ -105,7 +109,7 @@ pub fn compare(source: &mut Box<dyn Source>, capacity_bytes: u64, block_bytes_ma
     node.shard.check();
     tally.admitted_bytes = store.appended_bytes - store.reinserted_bytes;
     tally.moved_bytes = store.reinserted_bytes;
-    Ok(Compared { node: tally, paper: paper.tally(), shape, reinserted_bytes: store.reinserted_bytes, written_bytes })
+    Ok(Compared { node: tally, paper: paper.tally(), shape, written_bytes })
 }
 
 struct Node {
@@ -163,9 +167,19 @@ impl Node {
                 while let Some(frame) = stream.frames.next().await {
                     frame.context("a fill failed")?;
                 }
+                self.let_disk_follow().await;
                 Ok(false)
             }
-            Got::Absent | Got::Lost | Got::Declined(_) | Got::Failed(_) => bail!("{}: not served", key.key),
+            Got::Declined(declined) => bail!("{}: declined: {:?}", key.key, declined.reason),
+            Got::Failed(error) => bail!("{}: {error}", key.key),
+            Got::Absent | Got::Lost => bail!("{}: the node takes it for absent", key.key),
+        }
+    }
+
+    /// An origin without a network is faster than any disk: the next request waits until few fills are on their way there.
+    async fn let_disk_follow(&self) {
+        while self.shard.fills_running() > FILLS_MAX {
+            self.world.runtime().sleep(Duration::from_micros(50)).await;
         }
     }
 

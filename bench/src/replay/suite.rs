@@ -1,6 +1,6 @@
 //! The generated traces whose table stands in bench/RESULTS.md, with their seeds.
 //!
-//! Run by `forebay-bench replay --committed`, each at 1, 5, 20 and 50 % of its footprint: popularity of three degrees,
+//! Run by `forebay-bench replay --committed`, and through a whole node with `--node`, each at 1, 5, 20 and 50 % of its footprint: popularity of three degrees,
 //! popularity under scans, training epochs, and the loop that is a little too large.
 
 use super::generate::Generator;
@@ -14,21 +14,6 @@ const SPECS: [&str; 6] = [
     "loop:1.2,seed=6",
 ];
 
-/// The same generators and seeds for a whole node, with fewer requests: there each of them moves real bytes.
-const NODE_SPECS: [&str; 6] = [
-    "zipf:0.7,requests=3000000,seed=1",
-    "zipf:0.9,requests=3000000,seed=2",
-    "zipf:1.1,requests=3000000,seed=3",
-    "zipf-scan:0.9,scan=20%,requests=3000000,seed=4",
-    "epochs:8,keys=250000,seed=5",
-    "loop:1.2,requests=3000000,seed=6",
-];
-
-/// The traces for a whole node.
-pub fn for_a_node() -> Vec<Generator> {
-    NODE_SPECS.iter().map(|spec| spec.parse().expect("the list above is tested")).collect()
-}
-
 /// The traces.
 pub fn generators() -> Vec<Generator> {
     SPECS.iter().map(|spec| spec.parse().expect("the list above is tested")).collect()
@@ -39,6 +24,5 @@ mod tests {
     #[test]
     fn every_committed_trace_can_be_made() {
         assert_eq!(super::generators().len(), super::SPECS.len());
-        assert_eq!(super::for_a_node().len(), super::NODE_SPECS.len());
     }
 }

@@ -77,8 +77,8 @@ pub struct NodeCell {
 /// All cells of whole nodes in one table.
 pub fn render_node(cells: &[NodeCell]) -> String {
     let mut text = String::from(
-        "| trace | bytes of the node | of them memory | regions | missed, %: S3-FIFO | node | node − S3-FIFO | written again per byte served | all written per byte served |\n\
-         |---|--:|--:|---|--:|--:|--:|--:|--:|\n",
+        "| trace | bytes of the node | of them memory | regions | missed, %: S3-FIFO | node | node − S3-FIFO | payload written per byte served | of it again | all written |\n\
+         |---|--:|--:|---|--:|--:|--:|--:|--:|--:|\n",
     );
     for NodeCell { trace, capacity, capacity_bytes, compared } in cells {
         let missed = |tally: &Tally| share(tally.misses, tally.requests) * 100.0;
@@ -89,12 +89,13 @@ pub fn render_node(cells: &[NodeCell]) -> String {
         let shape = &compared.shape;
         let _ = writeln!(
             text,
-            "| {trace} | {capacity}{size} | {} | {} × {} | {paper:.2} | {node:.2} | {:+.2} | {:.3} | {:.3} |",
+            "| {trace} | {capacity}{size} | {} | {} × {} | {paper:.2} | {node:.2} | {:+.2} | {:.3} | {:.3} | {:.3} |",
             mib(shape.memory_bytes),
             shape.region_count,
             show_size(shape.region_bytes),
             node - paper,
-            share(compared.reinserted_bytes, served),
+            share(compared.node.admitted_bytes + compared.node.moved_bytes, served),
+            share(compared.node.moved_bytes, served),
             share(compared.written_bytes, served),
         );
     }

@@ -305,9 +305,8 @@ impl State {
                     let moves_clean = matches!(mode, PutMode::Relocation { .. })
                         && self.index.find(put.identity).is_none_or(|entry| entry.state() != EntryIs::Dirty);
                     // Behind a removal that is not published yet recovery would bring it back (I6).
-                    let is_removed = matches!(mode, PutMode::Reinsertion { .. })
-                        && removed_here.contains(&put.identity)
-                        && !canary::is(Canary::ReinsertionAfterRemoval);
+                    let is_removed =
+                        matches!(mode, PutMode::Reinsertion { .. }) && removed_here.contains(&put.identity);
                     !is_over_dirty && !moves_clean && !is_removed && self.admits(put.identity, put.generation, mode)
                 }
                 _ => true,
