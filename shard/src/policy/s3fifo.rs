@@ -230,8 +230,10 @@ mod tests {
         ask(&mut cache, 20);
         assert_eq!((queue(&cache, MAIN), queue(&cache, SMALL)), (vec![2, 4, 5, 6, 7, 8, 9, 10, 18], vec![20]));
         // From there the hand goes on: 4 and 5 go before 2 is looked at again.
-        (ask(&mut cache, 1), ask(&mut cache, 21));
-        (ask(&mut cache, 20), ask(&mut cache, 22));
+        ask(&mut cache, 1);
+        ask(&mut cache, 21);
+        ask(&mut cache, 20);
+        ask(&mut cache, 22);
         assert_eq!((queue(&cache, MAIN), queue(&cache, SMALL)), (vec![2, 6, 7, 8, 9, 10, 18, 1, 20], vec![22]));
         // Only 1 has moved on from small; what its ghost brings back is written once, as anything new.
         assert_eq!(cache.moved_bytes(), 1);
