@@ -38,7 +38,7 @@ pub use self::disk::{SimDisk, SimFile};
 pub use self::executor::Crashed;
 pub use self::faults::{Faults, Fired, Latency, OneIn, Survival};
 
-use self::disk::Platter;
+use self::disk::{DISK_END, Platter};
 use self::executor::Executor;
 use self::media::Chooser;
 use crate::arena::Arena;
@@ -112,7 +112,31 @@ impl SimWorld {
     /// A handle on the disk, for the present life.
     #[must_use]
     pub fn disk(&self) -> SimDisk {
-        SimDisk { world: Rc::clone(self.world()), life: self.world().life.get() }
+        SimDisk { world: Rc::clone(self.world()), life: self.world().life.get(), prefix: "".into() }
+    }
+
+    /// As [`SimWorld::disk`], a disk beside that one. Faults and bits are told whose they are by `name:` before the file's name.
+    #[must_use]
+    pub fn disk_named(&self, name: &str) -> SimDisk {
+        SimDisk { prefix: format!("{name}{DISK_END}").into(), ..self.disk() }
+    }
+
+    /// Replaces a disk by an empty one: all its files are gone, for good. Between two lives.
+    pub fn lose_disk(&self, name: &str) {
+        let prefix = format!("{name}{DISK_END}");
+        self.world().platter.borrow_mut().files.retain(|file, _| !file.starts_with(&prefix));
+    }
+
+    /// Puts the files of a disk aside, or back, as if it had been pulled out and put in again. Between two lives.
+    pub fn rename_disk(&self, from: &str, to: &str) {
+        let (from, to) = (format!("{from}{DISK_END}"), format!("{to}{DISK_END}"));
+        let mut platter = self.world().platter.borrow_mut();
+        let files = std::mem::take(&mut platter.files);
+        let renamed = |name: String| match name.strip_prefix(&from) {
+            Some(file) => format!("{to}{file}"),
+            None => name,
+        };
+        platter.files = files.into_iter().map(|(name, media)| (renamed(name), media)).collect();
     }
 
     /// A handle on time, tasks and randomness, for the present life.

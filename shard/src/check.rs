@@ -13,7 +13,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Panics if an invariant does not hold. Walks everything.
     pub fn check(&self) {
         let inner = &self.inner;
-        inner.store.check();
+        inner.disks.check();
         inner.fills.check();
         inner.dirty.check();
         inner.memory.borrow().check();
@@ -22,7 +22,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             if inner.fills.is_changing(record.identity) || inner.lanes.is_locked(record.identity) {
                 continue;
             }
-            let found = inner.store.find(record.identity);
+            let found = inner.disks.find(record.identity);
             let agrees = match (&record.kind, &found) {
                 (DirtyKind::Tombstone, Some(Found::Tombstone { generation })) => *generation == record.generation,
                 (
@@ -40,7 +40,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             if inner.fills.is_changing(identity) {
                 continue;
             }
-            match inner.store.find(identity) {
+            match inner.disks.find(identity) {
                 Some(Found::Tombstone { .. }) => panic!("a deleted block is in the memory tier"),
                 Some(Found::Block { generation: on_disk, state: EntryState::Dirty, .. }) => {
                     assert_eq!(generation, on_disk, "the memory tier holds what the newest put stored");

@@ -26,6 +26,9 @@ pub enum StoreError {
     /// An earlier sync failed: this store takes no more writes until it is reopened.
     #[error("this disk failed a sync earlier and takes no writes")]
     Failed,
+    /// The key may lie on a disk that is not here.
+    #[error("the disk that may hold this key is not here")]
+    Away,
     /// The store is closing.
     #[error("the store is closing")]
     Closing,

@@ -73,7 +73,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             key: key.clone(),
             identity,
             // Drawn before the fetch: the store refuses to publish it over anything newer, which guards I6 once more.
-            generation: self.inner.store.next_generation(),
+            generation: self.inner.disks.next_generation(),
             block_bytes_max,
             fill,
             admitted,
@@ -176,11 +176,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Appends a block that the origin has; that it can't be kept is no error of anybody's request.
     pub(crate) async fn append_clean(&self, block: NewBlock) {
         let counters = &self.inner.counters;
-        if !self.admits_to_disk() {
+        let Some(disk) = self.inner.disks.of(block.identity).filter(|disk| disk.admits()) else {
             counters.not_admitted.one();
             return;
-        }
-        match self.inner.store.append(block).await {
+        };
+        match disk.store.append(block).await {
             Ok(Appended::Published) => counters.fills_published.one(),
             Ok(Appended::Invalidated) => counters.fills_invalidated.one(),
             // The store counts them.
@@ -196,9 +196,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// background while the fill budget has room. Called under the key's lock, after its change has ended.
     pub(crate) fn keep_clean(&self, key: &BlockKey, identity: Identity, frames: Vec<Bytes>, etag: Etag) {
         let len_bytes: usize = frames.iter().map(Bytes::len).sum();
-        let generation = self.inner.store.next_generation();
+        let generation = self.inner.disks.next_generation();
         self.remember(identity, generation, &frames, etag.clone());
-        if !self.admits_to_disk() {
+        if !self.admits_to_disk(identity) {
             self.inner.counters.not_admitted.one();
             return;
         }

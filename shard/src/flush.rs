@@ -139,7 +139,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         match record.kind {
             // The origin may have been given a block since, whose record here is in doubt: if that turns up at the next
             // start, it must be there.
-            DirtyKind::Tombstone if self.inner.in_doubt.borrow().contains(&record.identity) => self.retry_later(record),
+            DirtyKind::Tombstone if self.is_in_doubt(record.identity) => self.retry_later(record),
             DirtyKind::Tombstone => self.flush_tombstone(record).await,
             DirtyKind::Block { .. } => self.flush_block(record).await,
         }
@@ -181,7 +181,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 self.inner.dirty.reachable(&record.key.volume);
                 self.inner.counters.bytes_flushed.add(len_bytes);
                 // I9: the store looks once more whether this is the current generation.
-                self.inner.store.flushed(record.identity, record.generation);
+                self.flushed(record);
                 Finished::Done
             }
             Settled::Conflict => {
@@ -246,16 +246,25 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// The origin has confirmed a delete: the tombstone goes, durably. Lazily would not do: after a crash it would be
     /// flushed again, and delete what was stored under the key since.
     pub(crate) async fn retire_tombstone(&self, record: &DirtyRecord) -> Result<(), StoreError> {
-        self.inner.store.flushed(record.identity, record.generation);
+        // The same disk for both: without the tombstone another may be asked for the key.
+        let store = &self.disk(record.identity)?.store;
+        store.flushed(record.identity, record.generation);
         if canary::is(Canary::TombstoneRetiredLazily) {
             return Ok(());
         }
-        let retired = self.inner.store.remove(record.identity, record.generation).await;
+        let retired = store.remove(record.identity, record.generation).await;
         if retired.is_err() {
             // After a restart the tombstone may be there or not: nothing that needs it, or its absence, may be promised.
-            self.inner.in_doubt.borrow_mut().insert(record.identity);
+            self.doubt(record.identity);
         }
         retired
+    }
+
+    /// The origin confirmed this very record: it is clean where it lies.
+    pub(crate) fn flushed(&self, record: &DirtyRecord) {
+        if let Ok(disk) = self.disk(record.identity) {
+            disk.store.flushed(record.identity, record.generation);
+        }
     }
 
     /// The verified bytes of a dirty block: from memory if they are there, else from disk. `None`: not now.

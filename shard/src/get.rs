@@ -30,8 +30,10 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let in_memory = self.inner.memory.borrow_mut().look_up(identity);
         if let Some((hit, is_news)) = in_memory {
             // Else its copy on disk would go as unused while it is hot here.
-            if is_news == News::Yes {
-                self.inner.store.count_use(identity);
+            if is_news == News::Yes
+                && let Ok(disk) = self.disk(identity)
+            {
+                disk.store.count_use(identity);
             }
             counters.hits_memory.one();
             counters.bytes_hit_memory.add(hit.body.len() as u64);
@@ -46,16 +48,17 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Some(Withheld::Unsure) => return Got::Declined(self.decline(DeclinedReason::Unsettled)),
             None => {}
         }
-        if self.is_disk_offline() {
+        let Ok(disk) = self.disk(identity) else { return self.pass_a_missing_disk_by(key, identity).await };
+        if disk.is_offline() {
             return self.pass_the_disk_by(key, identity).await;
         }
-        if let Some(located) = self.inner.store.locate(identity) {
-            self.inner.store.count_use(identity);
+        if let Some(located) = disk.locate(identity) {
+            disk.store.count_use(identity);
             counters.hits_disk.one();
             counters.bytes_hit_disk.add(u64::from(located.len_bytes));
             return Got::Disk(located);
         }
-        if self.inner.store.find(identity).is_some() {
+        if disk.store.find(identity).is_some() {
             counters.absent.one();
             return Got::Absent;
         }
@@ -66,7 +69,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// older, or nothing (promise 3).
     async fn pass_the_disk_by(&self, key: &BlockKey, identity: Identity) -> Got {
         let counters = &self.inner.counters;
-        let is_dirty = match self.inner.store.find(identity) {
+        let is_dirty = match self.inner.disks.find(identity) {
             Some(Found::Tombstone { .. }) => {
                 counters.absent.one();
                 return Got::Absent;
@@ -82,9 +85,21 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.fill(key, identity).await
     }
 
+    /// The disk is not here, and with it the knowledge of what is dirty on it: anything may be, in a volume that is written
+    /// back.
+    async fn pass_a_missing_disk_by(&self, key: &BlockKey, identity: Identity) -> Got {
+        let counters = &self.inner.counters;
+        if self.may_be_dirty_elsewhere(key) && !canary::is(Canary::OfflineServesOrigin) {
+            counters.withheld.one();
+            return Got::Declined(self.decline(DeclinedReason::DiskFault));
+        }
+        counters.passed_by.one();
+        self.fill(key, identity).await
+    }
+
     /// Gives back what a [`Got::Disk`] pinned; exactly once.
     pub fn unpin(&self, pin: Pin) {
-        self.inner.store.unpin(pin);
+        self.inner.disks.at(pin.disk).store.unpin(pin);
     }
 
     /// Offers a block that was read whole from disk and verified (I8) to the memory tier. `body` is an allocation of
@@ -94,7 +109,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if self.inner.fills.is_changing(identity) {
             return;
         }
-        if let Some(Found::Block { generation: current, len_bytes, .. }) = self.inner.store.find(identity)
+        if let Some(Found::Block { generation: current, len_bytes, .. }) = self.inner.disks.find(identity)
             && current == generation
             && len_bytes as usize == body.len()
         {
@@ -108,10 +123,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// served nor uploaded nor replaced by older bytes.
     pub async fn report_rot(&self, key: &BlockKey, generation: Generation) {
         let identity = self.identity(key);
-        match self.inner.store.find(identity) {
+        let Ok(disk) = self.disk(identity) else { return };
+        match disk.store.find(identity) {
             Some(Found::Block { generation: current, state, .. }) if current == generation => match state {
                 EntryState::Clean => {
-                    self.inner.health.saw(Event::Rot);
+                    disk.health.saw(Event::Rot);
                     self.drop_rotten(key, identity, generation);
                 }
                 // This read reports what it finds.
@@ -136,7 +152,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             Ok(Known::Lost(_)) => Headed::Lost,
             // Only clean blocks are read to be known, and a disk that fails is no reason to fail what the origin knows.
             Ok(Known::Nothing) | Err(_) => self.head_origin(key, identity).await,
-            Ok(Known::Unread) => {
+            Ok(Known::Away) if self.may_be_dirty_elsewhere(key) => {
+                self.inner.counters.withheld.one();
+                Headed::Declined(self.decline(DeclinedReason::DiskFault))
+            }
+            Ok(Known::Unread | Known::Away) => {
                 self.inner.counters.passed_by.one();
                 self.head_origin(key, identity).await
             }
@@ -178,13 +198,14 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             let len_bytes = u32::try_from(hit.body.len()).expect("a block's length is a u32");
             return Ok(Known::Block { len_bytes, etag: hit.etag, state: EntryState::Clean });
         }
-        match self.inner.store.find(identity) {
+        let Ok(disk) = self.disk(identity) else { return Ok(Known::Away) };
+        match disk.store.find(identity) {
             None => Ok(Known::Nothing),
             Some(Found::Tombstone { .. }) => Ok(Known::Tombstone),
             Some(Found::Block { len_bytes, state, etag: Some(etag), .. }) => {
                 Ok(Known::Block { len_bytes, etag, state })
             }
-            Some(Found::Block { etag: None, .. }) if self.is_disk_offline() => Ok(Known::Unread),
+            Some(Found::Block { etag: None, .. }) if disk.is_offline() => Ok(Known::Unread),
             Some(Found::Block { len_bytes, state, etag: None, .. }) => match self.read_verified(key, identity).await? {
                 Some(body) => Ok(Known::Block { len_bytes, etag: Etag::Digest(Digest::of(&body)), state }),
                 None => Ok(Known::Nothing),
@@ -198,14 +219,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// # Errors
     /// The device failed.
     pub(crate) async fn read_verified(&self, key: &BlockKey, identity: Identity) -> Result<Option<Bytes>, ReadError> {
-        let Some(located) = self.inner.store.locate(identity) else { return Ok(None) };
-        let read = self.inner.store.read(&located).await;
-        self.inner.store.unpin(located.pin);
+        let Ok(disk) = self.disk(identity) else { return Ok(None) };
+        let Some(located) = disk.locate(identity) else { return Ok(None) };
+        let read = disk.store.read(&located).await;
+        disk.store.unpin(located.pin);
         match read {
             Ok(body) => Ok(Some(body)),
             Err(ReadError::Rot { piece_index }) => {
                 tracing::error!(volume = %key.volume, key = %key.key, piece_index, "a block rotted on disk");
-                self.inner.health.saw(Event::Rot);
+                disk.health.saw(Event::Rot);
                 self.drop_rotten(key, identity, located.generation);
                 Ok(None)
             }
@@ -231,13 +253,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             _ if !self.is_clean(identity, generation) => {}
             _ => {
                 inner.counters.rot.one();
-                inner.store.forget(identity, generation);
+                if let Ok(disk) = self.disk(identity) {
+                    disk.store.forget(identity, generation);
+                }
             }
         }
     }
 
     fn is_clean(&self, identity: Identity, current: Generation) -> bool {
-        matches!(self.inner.store.find(identity), Some(Found::Block { generation, state: EntryState::Clean, .. })
+        matches!(self.inner.disks.find(identity), Some(Found::Block { generation, state: EntryState::Clean, .. })
             if generation == current)
     }
 
@@ -265,6 +289,8 @@ pub(crate) enum Known {
     Tombstone,
     /// It is here, clean, on a disk that is offline: only its bytes would tell its ETag.
     Unread,
+    /// It may lie on a disk that is not here.
+    Away,
     /// It is here.
     Block { len_bytes: u32, etag: Etag, state: EntryState },
     /// It was here, dirty, and rotted.

@@ -117,6 +117,8 @@ pub enum Reason {
     ProbesFailed,
     /// Probes succeeded.
     ProbesSucceeded,
+    /// It could not be opened when the node started.
+    NotOpened,
 }
 
 impl Reason {
@@ -131,6 +133,7 @@ impl Reason {
             Reason::Stalled => "stalled",
             Reason::ProbesFailed => "probes-failed",
             Reason::ProbesSucceeded => "probes-succeeded",
+            Reason::NotOpened => "not-opened",
         }
     }
 }

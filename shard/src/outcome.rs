@@ -109,6 +109,8 @@ pub enum PieceSums {
 /// A claim on a region: it is neither reused nor overwritten while held. Give it to `Shard::unpin` exactly once.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pin {
+    /// Which of the shard's disks; what is located lies in that disk's slab.
+    pub disk: u16,
     /// The region.
     pub region: u32,
 }

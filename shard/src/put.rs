@@ -49,7 +49,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if self.inner.stopping.get() {
             return PutDone::Declined(self.decline(DeclinedReason::Stopping));
         }
-        if self.inner.in_doubt.borrow().contains(&identity) {
+        if self.is_in_doubt(identity) {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
         }
         if self.inner.dirty.record(identity).is_some_and(|record| record.certainty == Certainty::Unsure) {
@@ -78,6 +78,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         match self.known(&put.key, identity).await {
             // The device failed the read that would have told what is there.
             Err(_) => PutDone::Declined(self.decline(DeclinedReason::DiskFault)),
+            // What a disk that is not here has under this key could neither be compared nor superseded.
+            Ok(Known::Away) => PutDone::Declined(self.decline(DeclinedReason::DiskFault)),
             Ok(Known::Nothing) => match self.check_unknown(put).await {
                 Some(done) => done,
                 None => self.put_new(put, identity, volume, durability).await,
@@ -116,7 +118,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if let Some(done) = self.check_unknown(put).await {
             return done;
         }
-        if let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+        if let Err(error) = self.remove_from_disk(identity).await {
             return PutDone::Declined(self.decline_for(&error));
         }
         self.put_new(put, identity, volume, durability).await
@@ -158,7 +160,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return PutDone::Unchanged(Durability::Origin);
         }
         // On a disk that is not well nothing is promised once more: the origin gets it now.
-        if durability == Durability::Disk && self.admits_to_disk() {
+        if durability == Durability::Disk && self.admits_to_disk(identity) {
             return PutDone::Unchanged(Durability::Disk);
         }
         let Some(_lane) = self.inner.lanes.lock(identity).await else {
@@ -168,7 +170,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(record) = self.inner.dirty.record(identity) else { return PutDone::Unchanged(Durability::Origin) };
         match self.store_dirty(&record, put.frames.clone()).await {
             Settled::Done => {
-                self.inner.store.flushed(identity, record.generation);
+                self.flushed(&record);
                 self.inner.dirty.settle(identity, record.generation, Finished::Done);
                 PutDone::Unchanged(Durability::Origin)
             }
@@ -207,7 +209,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if durability == Durability::Origin {
             return self.put_through(put, identity).await;
         }
-        if !self.admits_to_disk() {
+        if !self.admits_to_disk(identity) {
             self.inner.counters.written_through.one();
             return self.put_through_in_doubt(put, identity).await;
         }
@@ -226,7 +228,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         match self.put_through(put, identity).await {
             // The record that did not become durable may turn up at the next start, over what the origin has: to say that the
             // put was refused would be a promise.
-            PutDone::KeyExists if self.inner.in_doubt.borrow().contains(&identity) => {
+            PutDone::KeyExists if self.is_in_doubt(identity) => {
                 PutDone::Declined(self.decline(DeclinedReason::DiskFault))
             }
             done => done,
@@ -242,6 +244,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         });
         let kind = DirtyKind::Block { len_bytes: put.len_bytes, digest: put.digest, before };
         let reservation = self.inner.dirty.reserve(&kind).ok_or(DeclinedReason::DirtyFull)?;
+        // One disk's share of what may be dirty is a matter of chance; that reclaim can always move it, is not.
+        let disk = self.disk(identity).map_err(|error| self.not_durable(identity, &error))?;
+        let _coming = match self.inner.disks.count() {
+            1 => None,
+            _ => Some(disk.expect_dirty(put.len_bytes).ok_or(DeclinedReason::DirtyFull)?),
+        };
         let record = self.new_record(put.key.clone(), identity, kind);
         self.write_dirty(record, put.frames.clone(), reservation).await
     }
@@ -265,7 +273,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             etag: Etag::Digest(digest),
             kind: NewKind::Dirty(Rc::clone(&record)),
         };
-        match self.inner.store.append(block).await {
+        let disk = self.disk(identity).map_err(|error| self.not_durable(identity, &error))?;
+        match disk.store.append(block).await {
             Ok(Appended::Published) => {
                 self.inner.dirty.insert(Rc::clone(&record), reservation);
                 self.remember(identity, record.generation, &frames, Etag::Digest(digest));
@@ -302,8 +311,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         // A flush may have failed here while this waited for the lane. And what is dirty here could not be superseded durably
         // on a disk that takes no writes.
-        let is_unsure = || self.inner.in_doubt.borrow().contains(&identity) || self.inner.store.is_failed();
-        if self.inner.dirty.record(identity).is_some() && (is_unsure() || self.is_disk_offline()) {
+        let is_failed = || self.disk(identity).is_ok_and(|disk| disk.store.is_failed() || disk.is_offline());
+        if self.inner.dirty.record(identity).is_some() && (self.is_in_doubt(identity) || is_failed()) {
             return PutDone::Declined(self.decline(DeclinedReason::DiskFault));
         }
         let change = self.begin_change(identity, |counters| &counters.fills_raced_by_put);
@@ -358,20 +367,20 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let block = NewBlock {
             key: put.key.clone(),
             identity,
-            generation: self.inner.store.next_generation(),
+            generation: self.inner.disks.next_generation(),
             frames: put.frames.clone(),
             len_bytes: put.len_bytes,
             etag: Etag::Digest(put.digest),
             kind: NewKind::Clean { validity: Validity::default(), commit: Commit::Durable },
         };
-        let appended = self.inner.store.append(block).await?;
+        let appended = self.disk(identity)?.store.append(block).await?;
         assert_eq!(appended, Appended::Published, "I6: under the key's lock nothing newer can be published");
         Ok(())
     }
 
     pub(crate) fn new_record(&self, key: crate::key::BlockKey, identity: Identity, kind: DirtyKind) -> Rc<DirtyRecord> {
         assert!(charge_bytes(&kind) > 0);
-        let generation = self.inner.store.next_generation();
+        let generation = self.inner.disks.next_generation();
         let (since_unix_ms, certainty) = (self.inner.runtime.unix_ms(), Certainty::Sure);
         Rc::new(DirtyRecord { key, identity, generation, kind, since_unix_ms, certainty })
     }
@@ -380,15 +389,17 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// whether it will turn up at the next start, so the key takes no more changes until then.
     pub(crate) fn not_durable(&self, identity: Identity, error: &StoreError) -> DeclinedReason {
         if matches!(error, StoreError::Disk(_)) {
-            self.inner.in_doubt.borrow_mut().insert(identity);
+            self.doubt(identity);
         }
         tracing::error!(%error, "a record did not become durable");
         match error {
             StoreError::Full => DeclinedReason::DiskFull,
             StoreError::Closing => DeclinedReason::Stopping,
-            StoreError::Disk(_) | StoreError::NotWritten(_) | StoreError::Failed | StoreError::Foreign { .. } => {
-                DeclinedReason::DiskFault
-            }
+            StoreError::Disk(_)
+            | StoreError::NotWritten(_)
+            | StoreError::Failed
+            | StoreError::Foreign { .. }
+            | StoreError::Away => DeclinedReason::DiskFault,
         }
     }
 }

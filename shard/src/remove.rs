@@ -10,6 +10,7 @@ use forebay_io::{Disk, Runtime};
 use crate::canary::{self, Canary};
 use crate::config::{Access, DirtyFull, WriteMode};
 use crate::dirty::Finished;
+use crate::error::StoreError;
 use crate::key::{BlockKey, Identity};
 use crate::origin::Origin;
 use crate::outcome::{DeclinedReason, Durability, Removed};
@@ -54,7 +55,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if self.inner.stopping.get() {
             return self.removal_declined(DeclinedReason::Stopping);
         }
-        if self.inner.in_doubt.borrow().contains(&identity) {
+        // Nothing could keep what a disk that is not here has from coming back with it.
+        if self.is_in_doubt(identity) || self.disk(identity).is_err() {
             return self.removal_declined(DeclinedReason::DiskFault);
         }
         let is_dirty = self.inner.dirty.record(identity).is_some();
@@ -95,7 +97,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_delete);
         let record = self.new_record(key.clone(), identity, DirtyKind::Tombstone);
-        if let Err(error) = self.inner.store.tombstone(record.clone()).await {
+        let tombstoned = match self.disk(identity) {
+            Ok(disk) => disk.store.tombstone(record.clone()).await,
+            Err(error) => Err(error),
+        };
+        if let Err(error) = tombstoned {
             return Err(self.not_durable(identity, &error));
         }
         self.inner.dirty.insert_tombstone(record, reservation);
@@ -109,8 +115,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_delete);
         // Here first: if the origin's answer never comes, what it has is the truth, and nothing here contradicts it.
-        if !(canary::is(Canary::OfflineForgetsInvalidations) && self.is_disk_offline())
-            && let Err(error) = self.inner.store.remove(identity, self.inner.store.next_generation()).await
+        if !(canary::is(Canary::OfflineForgetsInvalidations) && self.is_disk_offline(identity))
+            && let Err(error) = self.remove_from_disk(identity).await
         {
             return Removed::Declined(self.decline_for(&error));
         }
@@ -148,13 +154,19 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return Removed::Dirty;
         }
         let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_purge);
-        match self.inner.store.remove(identity, self.inner.store.next_generation()).await {
+        match self.remove_from_disk(identity).await {
             Ok(()) => {
                 self.inner.counters.purges.one();
                 Removed::Done(Durability::Disk)
             }
             Err(error) => Removed::Declined(self.decline_for(&error)),
         }
+    }
+
+    /// Drops what is clean of a key, durably, whatever was queued before included.
+    pub(crate) async fn remove_from_disk(&self, identity: Identity) -> Result<(), StoreError> {
+        let generation = self.inner.disks.next_generation();
+        self.disk(identity)?.store.remove(identity, generation).await
     }
 
     fn removal_declined(&self, reason: DeclinedReason) -> Removed {

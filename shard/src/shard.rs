@@ -15,20 +15,21 @@ use std::time::Duration;
 use event_listener::Event;
 use forebay_io::{Disk, Runtime};
 use futures::channel::oneshot;
+use futures::future::join_all;
 
 use crate::canary::{self, Canary};
-use crate::config::{Geometry, ShardConfig, VolumeConfig};
+use crate::config::{Geometry, ShardConfig, VolumeConfig, WriteMode};
 use crate::dirty::DirtyQueue;
+use crate::disks::{DiskSet, OpenDisk, Seats};
 use crate::error::StoreError;
 use crate::fill::{ChangeGuard, FillTable};
-use crate::health::{HealthState, Monitor, WatchedDisk};
-use crate::key::{BlockKey, Identity, IdentitySet};
+use crate::key::{BlockKey, Identity, IdentityMap};
 use crate::keylock::KeyLocks;
 use crate::memory::MemoryTier;
 use crate::origin::Origin;
 use crate::outcome::{Declined, DeclinedReason};
 use crate::stats::{Count, Counters};
-use crate::store::{DirtyKind, NodeIdentity, RecoveredBy, RecoveryWork, RejectedCounts, Store, StoreConfig};
+use crate::store::{DirtyKind, NodeIdentity, Recovered, RecoveredBy, RecoveryWork, RejectedCounts, Store};
 
 /// One core's part of the block keyspace. Cheap to clone; all clones are one shard.
 pub struct Shard<D: Disk, O: Origin, R: Runtime> {
@@ -36,9 +37,8 @@ pub struct Shard<D: Disk, O: Origin, R: Runtime> {
 }
 
 pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
-    pub(crate) store: Store<WatchedDisk<D, R>, R>,
-    /// Of the disk that the store is on.
-    pub(crate) health: Rc<Monitor<R>>,
+    /// A store for each.
+    pub(crate) disks: DiskSet<D, R>,
     pub(crate) origin: O,
     pub(crate) runtime: R,
     pub(crate) config: ShardConfig,
@@ -53,8 +53,8 @@ pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
     pub(crate) recovery: RecoveryReport,
     /// Keys with a record that failed to become durable but may turn up after a restart: whatever else were acknowledged
     /// for them could be undone by it, so nothing is. Few: the store refuses all writes after such a fault, and when it
-    /// takes them again nothing can turn up any more.
-    pub(crate) in_doubt: RefCell<IdentitySet>,
+    /// takes them again nothing can turn up any more. With the disk that the record may turn up on.
+    pub(crate) in_doubt: RefCell<IdentityMap<u16>>,
     pub(crate) stopping: Cell<bool>,
     volumes: BTreeMap<Arc<str>, VolumeConfig>,
     /// Changes and background appends that have begun and not ended.
@@ -100,7 +100,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         Store::<D, R>::format(disk, runtime, geometry, node).await
     }
 
-    /// Recovers the shard from its disk and starts its flusher. Dirty blocks are known when this returns.
+    /// Recovers the shard from its one disk and starts its flusher. Dirty blocks are known when this returns.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -111,38 +111,34 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         node: NodeIdentity,
         config: ShardConfig,
     ) -> Result<(Shard<D, O, R>, RecoveryReport), StoreError> {
+        let seats = Seats::one(disk, &config);
+        Shard::open_on(seats, origin, runtime, node, config).await
+    }
+
+    /// As [`Shard::open`], from several disks. One that can't be opened is shown as away: its keys are passed by, those that
+    /// may be dirty there are declined.
+    ///
+    /// # Errors
+    /// As [`Store::open`], if none of them can be opened.
+    pub async fn open_on(
+        seats: Seats<D>,
+        origin: O,
+        runtime: R,
+        node: NodeIdentity,
+        config: ShardConfig,
+    ) -> Result<(Shard<D, O, R>, RecoveryReport), StoreError> {
         assert_eq!(node.shard, config.shard, "the configuration is this shard's");
         assert!(config.flush_parallelism > 0 && config.fills_max > 0, "limits were validated at the edge");
-        let store_config =
-            StoreConfig { node, sync: config.sync, commit_delay: config.commit_delay, disk_limits: config.disk_limits };
-        let health = Monitor::new(runtime.clone(), config.shard, config.health.clone());
-        let watched = WatchedDisk::new(disk.clone(), Rc::clone(&health));
-        let (store, recovered) = Store::open(watched, runtime.clone(), store_config).await?;
+        let (disks, recovered) = DiskSet::open_all(seats, &runtime, &node, &config).await?;
         let dirty = DirtyQueue::new(config.dirty_bytes_max);
-        let mut recovery = RecoveryReport {
-            entries: recovered.entries,
-            unsure: recovered.unsure,
-            quarantined: recovered.quarantined,
-            salvaged: u64::from(recovered.by == RecoveredBy::Salvage),
-            rejected: recovered.rejected,
-            work: recovered.work,
-            ..RecoveryReport::default()
-        };
-        for record in recovered.dirty {
-            match record.kind {
-                DirtyKind::Block { len_bytes, .. } => {
-                    recovery.dirty_blocks += 1;
-                    recovery.dirty_bytes += u64::from(len_bytes);
-                }
-                DirtyKind::Tombstone => recovery.tombstones += 1,
-            }
-            dirty.adopt(record);
+        let mut recovery = RecoveryReport::default();
+        for found in recovered {
+            recovery.adopt(found, &dirty);
         }
         let volumes = config.volumes.iter().map(|volume| (Arc::clone(&volume.name), volume.clone())).collect();
         let shard = Shard {
             inner: Rc::new(Inner {
-                store,
-                health,
+                disks,
                 origin,
                 runtime,
                 memory: RefCell::new(MemoryTier::new(config.memory_tier_bytes)),
@@ -161,9 +157,20 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             }),
         };
         shard.spawn(shard.clone().flush_forever());
-        // Not counted as running: a probe that has no answer must not hold up a close.
-        shard.inner.runtime.spawn(shard.clone().heal_forever(disk));
+        for disk in shard.inner.disks.open() {
+            // Not counted as running: a probe that has no answer must not hold up a close.
+            shard.inner.runtime.spawn(shard.clone().heal_forever(disk.number));
+        }
+        if !shard.inner.disks.is_settled() {
+            shard.inner.runtime.spawn(shard.clone().settle_forever());
+        }
         Ok((shard, recovery))
+    }
+
+    /// Whether after a restart with the same disks every key will be known to be on its own disk.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        self.inner.disks.is_settled()
     }
 
     /// Takes no more changes, waits for those that have begun, commits, writes a checkpoint, stops the tasks. What is
@@ -171,20 +178,20 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub async fn close(&self) {
         self.inner.stopping.set(true);
         self.inner.dirty.notify();
-        self.inner.health.notify();
+        self.inner.disks.open().for_each(|disk| disk.health.notify());
         while self.inner.running.get() > 0 {
             let ended = self.inner.ended.listen();
             if self.inner.running.get() > 0 {
                 ended.await;
             }
         }
-        self.inner.store.close().await;
+        join_all(self.inner.disks.open().map(|disk| disk.store.close())).await;
     }
 
     /// The identity of `key` on this node.
     #[must_use]
     pub fn identity(&self, key: &BlockKey) -> Identity {
-        self.inner.store.identity(key)
+        self.inner.disks.identity(key)
     }
 
     pub(crate) fn volume(&self, key: &BlockKey) -> Option<&VolumeConfig> {
@@ -222,14 +229,39 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         });
     }
 
-    /// Whether blocks that need not be on the disk are put there.
-    pub(crate) fn admits_to_disk(&self) -> bool {
-        self.inner.health.state() == HealthState::Ok && !self.inner.store.is_failed()
+    /// The disk that a key is on, or would go to.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`]: it may lie on a disk that is not here.
+    pub(crate) fn disk(&self, identity: Identity) -> Result<&OpenDisk<D, R>, StoreError> {
+        self.inner.disks.of(identity).ok_or(StoreError::Away)
     }
 
-    /// Whether requests pass the disk by.
-    pub(crate) fn is_disk_offline(&self) -> bool {
-        self.inner.health.state() == HealthState::Offline
+    /// Whether blocks of this key that need not be on disk are put there.
+    pub(crate) fn admits_to_disk(&self, identity: Identity) -> bool {
+        self.disk(identity).is_ok_and(OpenDisk::admits)
+    }
+
+    /// Whether requests for this key pass its disk by.
+    pub(crate) fn is_disk_offline(&self, identity: Identity) -> bool {
+        self.disk(identity).is_ok_and(OpenDisk::is_offline)
+    }
+
+    /// Whether a key that may lie on a disk that is not here may be dirty there: the origin may have something older then.
+    pub(crate) fn may_be_dirty_elsewhere(&self, key: &BlockKey) -> bool {
+        let is_back = self.volume(key).is_some_and(|volume| volume.write_mode == WriteMode::Back);
+        is_back || self.inner.disks.was_written_back(&key.volume)
+    }
+
+    /// A record of this key may turn up after a restart, or not.
+    pub(crate) fn doubt(&self, identity: Identity) {
+        // Without a disk to be settled with: until the next start.
+        let number = self.disk(identity).map_or(u16::MAX, |disk| disk.number);
+        self.inner.in_doubt.borrow_mut().insert(identity, number);
+    }
+
+    pub(crate) fn is_in_doubt(&self, identity: Identity) -> bool {
+        self.inner.in_doubt.borrow().contains_key(&identity)
     }
 
     pub(crate) fn decline(&self, reason: DeclinedReason) -> Declined {
@@ -248,10 +280,38 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.decline(match error {
             StoreError::Full => DeclinedReason::DiskFull,
             StoreError::Closing => DeclinedReason::Stopping,
-            StoreError::Disk(_) | StoreError::NotWritten(_) | StoreError::Failed | StoreError::Foreign { .. } => {
-                DeclinedReason::DiskFault
-            }
+            StoreError::Disk(_)
+            | StoreError::NotWritten(_)
+            | StoreError::Failed
+            | StoreError::Foreign { .. }
+            | StoreError::Away => DeclinedReason::DiskFault,
         })
+    }
+}
+
+impl RecoveryReport {
+    /// Counts what one disk's recovery found, and queues what is dirty.
+    fn adopt(&mut self, found: Recovered, dirty: &DirtyQueue) {
+        let mut one = RecoveryReport {
+            entries: found.entries,
+            unsure: found.unsure,
+            quarantined: found.quarantined,
+            salvaged: u64::from(found.by == RecoveredBy::Salvage),
+            rejected: found.rejected,
+            work: found.work,
+            ..RecoveryReport::default()
+        };
+        for record in found.dirty {
+            match record.kind {
+                DirtyKind::Block { len_bytes, .. } => {
+                    one.dirty_blocks += 1;
+                    one.dirty_bytes += u64::from(len_bytes);
+                }
+                DirtyKind::Tombstone => one.tombstones += 1,
+            }
+            dirty.adopt(record);
+        }
+        self.add(&one);
     }
 }
 

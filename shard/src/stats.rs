@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use forebay_io::{Disk, Runtime};
 
 use crate::dirty::DirtyItem;
+use crate::disks::DiskStats;
 use crate::health::HealthReport;
 use crate::origin::Origin;
 use crate::outcome::DeclinedReason;
@@ -193,14 +194,16 @@ pub struct ShardStats {
     pub fills: u64,
     /// What recovery found.
     pub recovery: RecoveryReport,
-    /// The disk's health.
+    /// The disk's health; of several, of the worst.
     pub health: HealthReport,
-    /// Whether the store takes no writes now, after a failed sync.
+    /// Whether a store takes no writes now, after a failed sync.
     pub writes_stopped: bool,
     /// Bytes written to the disk since the shard was opened, its journal, checkpoints and footers included.
     pub written_bytes: u64,
-    /// The store's own figures.
+    /// The stores' own figures.
     pub store: StoreStats,
+    /// Each disk.
+    pub disks: Vec<DiskStats>,
 }
 
 impl ShardStats {
@@ -226,6 +229,23 @@ impl ShardStats {
         self.writes_stopped |= other.writes_stopped;
         self.written_bytes += other.written_bytes;
         add_store(&mut self.store, &other.store);
+        let missing = other.disks.len().saturating_sub(self.disks.len());
+        self.disks.extend(std::iter::repeat_n(DiskStats::default(), missing));
+        self.disks.iter_mut().zip(&other.disks).for_each(|(sum, disk)| sum.add(disk));
+    }
+}
+
+impl DiskStats {
+    /// Adds what another shard has on the same disk.
+    fn add(&mut self, other: &DiskStats) {
+        if self.away.is_none() {
+            self.away.clone_from(&other.away);
+        }
+        self.health.add(&other.health);
+        self.writes_stopped |= other.writes_stopped;
+        self.written_bytes += other.written_bytes;
+        self.strays += other.strays;
+        add_store(&mut self.store, &other.store);
     }
 }
 
@@ -238,7 +258,8 @@ impl ShardStats {
 }
 
 impl RecoveryReport {
-    fn add(&mut self, other: &RecoveryReport) {
+    /// Adds what another disk's, or another shard's, recovery found.
+    pub(crate) fn add(&mut self, other: &RecoveryReport) {
         self.entries += other.entries;
         self.dirty_blocks += other.dirty_blocks;
         self.dirty_bytes += other.dirty_bytes;
@@ -292,6 +313,13 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let totals = inner.dirty.totals();
         let declined = REASONS.iter().zip(&inner.counters.declined);
         let memory = inner.memory.borrow();
+        let disks = inner.disks.stats();
+        let (first, others) = disks.split_first().expect("a shard has a disk");
+        let (mut health, mut store) = (first.health, first.store);
+        for disk in others {
+            health.add(&disk.health);
+            add_store(&mut store, &disk.store);
+        }
         ShardStats {
             counts: inner.counters.counts(),
             declined: declined.map(|(reason, count)| (*reason, count.get())).collect(),
@@ -307,10 +335,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             fill_bytes: inner.fills.budget().used_bytes(),
             fills: inner.fills.running_count() as u64,
             recovery: inner.recovery,
-            health: inner.health.report(),
-            writes_stopped: inner.store.is_failed(),
-            written_bytes: inner.health.written_bytes(),
-            store: inner.store.stats(),
+            health,
+            writes_stopped: disks.iter().any(|disk| disk.writes_stopped),
+            written_bytes: disks.iter().map(|disk| disk.written_bytes).sum(),
+            store,
+            disks,
         }
     }
 

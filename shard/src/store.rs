@@ -64,6 +64,7 @@ mod replay;
 mod report;
 mod salvage;
 mod scan;
+mod sift;
 mod slots;
 mod state;
 
@@ -72,6 +73,7 @@ pub use block::{
 };
 
 pub use report::{RecoveredBy, RecoveryWork, RejectedCounts};
+pub(crate) use sift::{Sifted, Verdict};
 
 /// Who this store belongs to.
 #[derive(Clone)]

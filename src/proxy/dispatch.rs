@@ -463,7 +463,7 @@ mod tests {
         let mut count = 0;
         while let Some(message) = futures::FutureExt::now_or_never(inbox.0.recv()) {
             match message {
-                Some(Message::Unpin { shard: 0, pin: Pin { region: 7 } }) => count += 1,
+                Some(Message::Unpin { shard: 0, pin: Pin { disk: 0, region: 7 } }) => count += 1,
                 Some(_) => panic!("only pins come back"),
                 None => break,
             }
@@ -472,7 +472,7 @@ mod tests {
     }
 
     fn hit(routes: &Routes) -> GotPinned {
-        let pinned = Pinned { shard: 0, pin: Pin { region: 7 }, home: routes.cores[0].clone() };
+        let pinned = Pinned { shard: 0, pin: Pin { disk: 0, region: 7 }, home: routes.cores[0].clone() };
         GotPinned { got: Got::Absent, pinned: Some(pinned) }
     }
 

@@ -26,11 +26,16 @@ use crate::units::SECTOR_BYTES;
 /// No file can be longer.
 const CAPACITY_BYTES: u64 = 1 << 40;
 
-/// The one disk of a [`SimWorld`](super::SimWorld), as one core has opened it.
+/// Ends the name of a disk in the names of its files.
+pub(super) const DISK_END: char = ':';
+
+/// A disk of a [`SimWorld`](super::SimWorld), as one core has opened it.
 #[derive(Clone)]
 pub struct SimDisk {
     pub(super) world: Rc<World>,
     pub(super) life: u64,
+    /// Before the names of its files: nothing on the first disk of a world.
+    pub(super) prefix: Rc<str>,
 }
 
 /// An open file of a [`SimDisk`].
@@ -77,6 +82,7 @@ impl SimDisk {
     /// # Panics
     /// If there is no such file.
     pub fn flip_bit(&self, name: &str, at: u64, bit: u8) {
+        let name = &*format!("{}{name}", self.prefix);
         let mut platter = self.platter().borrow_mut();
         platter.files.get_mut(name).expect("the test names a file that exists").flip_bit(at, bit);
     }
@@ -157,6 +163,7 @@ impl Disk for SimDisk {
         if !self.is_live() {
             return pending().await;
         }
+        let name = &*format!("{}{name}", self.prefix);
         self.take_time(name, |latency| latency.read_us.clone()).await;
         let exists = self.platter().borrow().files.contains_key(name);
         match mode {
@@ -176,10 +183,11 @@ impl Disk for SimDisk {
             return pending().await;
         }
         self.count_change();
-        let covered: Vec<String> = self.platter().borrow().files.keys().cloned().collect();
-        self.take_time("", |latency| latency.sync_us.clone()).await;
+        let own = |name: &&String| name.starts_with(&*self.prefix) && name.contains(DISK_END) != self.prefix.is_empty();
+        let covered: Vec<String> = self.platter().borrow().files.keys().filter(own).cloned().collect();
+        self.take_time(&self.prefix, |latency| latency.sync_us.clone()).await;
         let mut platter = self.platter().borrow_mut();
-        if platter.strikes("", |faults| faults.sync_error, |fired| &mut fired.sync_error) {
+        if platter.strikes(&self.prefix, |faults| faults.sync_error, |fired| &mut fired.sync_error) {
             return Err(device("sync", ".", 0));
         }
         covered.iter().for_each(|name| platter.media(name).name_stable = true);

@@ -1,6 +1,6 @@
 //! The healer: notices what never ends, probes a disk that is not well, and brings it back.
 //!
-//! One task per shard, begun by `Shard::open`. A probe writes bytes nobody could have foreseen into a file of its own,
+//! One task per disk of a shard, begun by `Shard::open`. A probe writes bytes nobody could have foreseen into a file of its own,
 //! syncs, and reads them back: a write that reports success and isn't there fails it. It also reads the slab. Before a disk
 //! whose sync failed rises, its journal is begun anew (`Store::refound`); what nobody knew of until then is settled here.
 
@@ -12,6 +12,7 @@ use futures::future::{Either, select};
 
 use super::{Event, HealthState};
 use crate::dirty::Finished;
+use crate::disks::OpenDisk;
 use crate::origin::Origin;
 use crate::shard::Shard;
 use crate::store::{DirtyKind, slab_name};
@@ -30,8 +31,9 @@ pub fn probe_name(shard: u16) -> String {
 
 impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// The healer's task; ends when the shard closes.
-    pub(crate) async fn heal_forever(self, disk: D) {
-        let (health, store) = (&self.inner.health, &self.inner.store);
+    pub(crate) async fn heal_forever(self, number: u16) {
+        let disk = self.inner.disks.at(number);
+        let (health, store) = (&disk.health, &disk.store);
         loop {
             let (changed, failed) = (health.listen(), store.listen_failed());
             if self.inner.stopping.get() {
@@ -47,7 +49,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 store.suspend();
             }
             if health.is_probe_due() {
-                self.probe(&disk).await;
+                self.probe(disk).await;
                 continue;
             }
             match health.patience() {
@@ -57,21 +59,25 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         }
     }
 
-    async fn probe(&self, disk: &D) {
-        let (health, runtime) = (&self.inner.health, &self.inner.runtime);
+    async fn probe(&self, disk: &OpenDisk<D, R>) {
+        let (health, runtime) = (&disk.health, &self.inner.runtime);
         let patience = Box::pin(runtime.sleep(health.stalled_after() * PROBE_OPERATIONS));
-        let answer = match select(Box::pin(self.probe_once(disk)), patience).await {
+        let answer = match select(Box::pin(self.probe_once(&disk.device)), patience).await {
             Either::Left((Ok(took), _)) => Some(took),
             Either::Left((Err(error), _)) => {
-                tracing::warn!(shard = self.inner.config.shard, %error, "a probe of the disk failed");
+                tracing::warn!(shard = self.inner.config.shard, disk = disk.number, %error, "a probe of the disk failed");
                 None
             }
             Either::Right(_) => {
-                tracing::warn!(shard = self.inner.config.shard, "a probe of the disk has no answer");
+                tracing::warn!(
+                    shard = self.inner.config.shard,
+                    disk = disk.number,
+                    "a probe of the disk has no answer"
+                );
                 None
             }
         };
-        if health.probed(answer) && self.writes_again().await {
+        if health.probed(answer) && self.writes_again(disk).await {
             health.rise();
         }
     }
@@ -101,15 +107,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     }
 
     /// Whether the store takes writes, after its journal was begun anew if that was needed.
-    async fn writes_again(&self) -> bool {
-        let (health, store) = (&self.inner.health, &self.inner.store);
+    async fn writes_again(&self, disk: &OpenDisk<D, R>) -> bool {
+        let (health, store) = (&disk.health, &disk.store);
         if !store.is_failed() {
             return true;
         }
         match store.refound().await {
             Ok(()) => {
                 health.refounded();
-                self.settle_doubt();
+                self.settle_doubt(disk);
                 true
             }
             Err(error) => {
@@ -119,13 +125,23 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         }
     }
 
-    /// No record in doubt can turn up any more: what is in memory is what is on disk. A tombstone that the origin confirmed
-    /// and that could not be retired durably is retired now.
-    fn settle_doubt(&self) {
-        for identity in std::mem::take(&mut *self.inner.in_doubt.borrow_mut()) {
+    /// No record in doubt can turn up on this disk any more: what is in memory is what is on it. A tombstone that the origin
+    /// confirmed and that could not be retired durably is retired now.
+    fn settle_doubt(&self, disk: &OpenDisk<D, R>) {
+        let mut settled = Vec::new();
+        self.inner.in_doubt.borrow_mut().retain(|identity, number| {
+            let stays = *number != disk.number;
+            if !stays {
+                settled.push(*identity);
+            }
+            stays
+        });
+        // Not by the map's order: one seed is one run.
+        settled.sort_unstable();
+        for identity in settled {
             if let Some(record) = self.inner.dirty.record(identity)
                 && record.kind == DirtyKind::Tombstone
-                && self.inner.store.find(identity).is_none()
+                && disk.store.find(identity).is_none()
             {
                 self.inner.dirty.settle(identity, record.generation, Finished::Done);
             }

@@ -118,6 +118,8 @@ pub(crate) enum Verb {
 pub(crate) struct Monitor<R: Runtime> {
     runtime: R,
     shard: u16,
+    /// Which of the shard's disks: for the log.
+    disk: u16,
     health: RefCell<Health>,
     /// When each operation under way began, in order of their beginning.
     pending: RefCell<BTreeMap<u64, Nanos>>,
@@ -131,10 +133,11 @@ pub(crate) struct Monitor<R: Runtime> {
 }
 
 impl<R: Runtime> Monitor<R> {
-    pub(crate) fn new(runtime: R, shard: u16, limits: HealthLimits) -> Rc<Monitor<R>> {
+    pub(crate) fn new(runtime: R, shard: u16, disk: u16, limits: HealthLimits) -> Rc<Monitor<R>> {
         Rc::new(Monitor {
             runtime,
             shard,
+            disk,
             health: RefCell::new(Health::new(limits)),
             pending: RefCell::default(),
             next_pending: Cell::new(0),
@@ -262,7 +265,11 @@ impl<R: Runtime> Monitor<R> {
     /// Writes began anew after a failed sync.
     pub(crate) fn refounded(&self) {
         self.count(|counts| counts.refounded += 1);
-        tracing::info!(shard = self.shard, "the journal was begun anew: this disk takes writes again");
+        tracing::info!(
+            shard = self.shard,
+            disk = self.disk,
+            "the journal was begun anew: this disk takes writes again"
+        );
     }
 
     /// For status and metrics.
@@ -296,11 +303,15 @@ impl<R: Runtime> Monitor<R> {
             _ => counts.degraded += 1,
         });
         self.last_step.set((Some(reason), self.runtime.unix_ms()));
-        let (shard, from, reason) = (self.shard, from.name(), reason.name());
+        let (shard, disk, from, reason) = (self.shard, self.disk, from.name(), reason.name());
         match to {
-            HealthState::Ok => tracing::info!(shard, from, reason, "the disk is well again"),
-            HealthState::Degraded => tracing::warn!(shard, from, reason, "the disk is degraded: no new blocks on it"),
-            HealthState::Offline => tracing::error!(shard, from, reason, "the disk is offline: requests pass it by"),
+            HealthState::Ok => tracing::info!(shard, disk, from, reason, "the disk is well again"),
+            HealthState::Degraded => {
+                tracing::warn!(shard, disk, from, reason, "the disk is degraded: no new blocks on it")
+            }
+            HealthState::Offline => {
+                tracing::error!(shard, disk, from, reason, "the disk is offline: requests pass it by")
+            }
         }
         self.notify();
     }

@@ -180,6 +180,16 @@ pub enum Found {
     },
 }
 
+impl Found {
+    /// Which put, fill or delete it is.
+    #[must_use]
+    pub fn generation(&self) -> Generation {
+        match self {
+            Found::Block { generation, .. } | Found::Tombstone { generation } => *generation,
+        }
+    }
+}
+
 /// Whether the origin has a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum EntryState {

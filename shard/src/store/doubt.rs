@@ -128,6 +128,6 @@ pub fn located(superblock: &Superblock, put: &PutRecord) -> Located {
         generation: put.generation,
         sums: put.sums.clone(),
         etag: None,
-        pin: Pin { region },
+        pin: Pin { disk: 0, region },
     }
 }

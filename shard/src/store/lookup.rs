@@ -74,7 +74,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 generation: entry.generation(),
                 sums,
                 etag: state.etag_of(entry),
-                pin: Pin { region: at.region },
+                pin: Pin { disk: 0, region: at.region },
             }
         })
     }

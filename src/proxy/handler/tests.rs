@@ -297,7 +297,7 @@ impl Bench {
             generation,
             etag: (sums.len() > 1).then(|| Etag::Digest(Digest::of(bytes))),
             sums: if sums.len() == 1 { PieceSums::One(sums[0]) } else { PieceSums::Many(sums.into()) },
-            pin: Pin { region: 0 },
+            pin: Pin { disk: 0, region: 0 },
         };
         let (disk, slab, bytes) = (self.world.disk(), self.handler.blocks.slab.clone(), bytes.to_vec());
         self.run(async move {

@@ -105,7 +105,7 @@ impl<D: Disk> Inspector<D> {
             generation: entry.generation(),
             sums,
             etag: None,
-            pin: Pin { region: at.region },
+            pin: Pin { disk: 0, region: at.region },
         };
         let reader = BlockReader::new(window.clone(), located);
         let (mut whole, mut digest) = (Digester::default(), None);
