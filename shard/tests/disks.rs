@@ -1,0 +1,482 @@
+//! Several disks in a shard: each its own failure domain, and no key ever older on one than on another. I3, I4, I11, I13 and
+//! promises 1, 3 and 7 when disks are added, taken away, fail, go missing and come back with what they had.
+//!
+//! Run with all tests, in virtual time. Keys are many and few are asked for by name, so that both disks have their share.
+#![allow(clippy::unwrap_used)]
+
+#[path = "support/node.rs"]
+#[allow(dead_code, unreachable_pub, missing_docs)]
+mod node;
+
+use std::num::NonZeroU32;
+use std::time::Duration;
+
+use bytes::Bytes;
+use forebay_io::sim::SimRuntime;
+use forebay_io::sim::{Faults, OneIn, SimDisk, SimWorld};
+use forebay_io::{Disk, OpenMode};
+use forebay_shard::config::{ShardConfig, SyncMode};
+use forebay_shard::disks::{Seat, Seats, Strays};
+use forebay_shard::error::StoreError;
+use forebay_shard::health::{HealthState, Reason};
+use forebay_shard::key::BlockKey;
+use forebay_shard::outcome::{DeclinedReason, Durability, Got, Headed, PutDone, Removed};
+use forebay_shard::read::BlockReader;
+use forebay_shard::shard::Shard;
+use forebay_shard::sim_origin::{Link, SimOrigin};
+use forebay_shard::store::slab_name;
+use node::{SimShard, body, collect, config_without_memory, geometry, identity, key, put};
+
+const KEYS: u64 = 40;
+
+/// A machine whose shard may have several disks, each called by one letter.
+struct Rack {
+    world: SimWorld,
+    origin: SimOrigin<SimRuntime>,
+    config: ShardConfig,
+    /// The disks of the present life, in order.
+    disks: Vec<SimDisk>,
+    shard: Option<SimShard>,
+}
+
+impl Rack {
+    /// With these disks formatted, not opened. The origin can't be reached.
+    fn new(names: &[&str]) -> Rack {
+        let world = SimWorld::new(7);
+        let origin = SimOrigin::new(7, world.runtime());
+        origin.set_link(Link::Down);
+        let rack = Rack { world, origin, config: config_without_memory(), disks: Vec::new(), shard: None };
+        names.iter().for_each(|name| rack.format(name));
+        rack
+    }
+
+    fn format(&self, name: &str) {
+        let (disk, runtime) = (self.world.disk_named(name), self.world.runtime());
+        self.world.block_on(async { SimShard::format(&disk, &runtime, geometry(), &identity()).await }).unwrap();
+    }
+
+    /// Opens the shard on these disks, in a new life of the machine. `!` before a name: it is away.
+    fn open(&mut self, names: &[&str], strays: Strays) {
+        self.try_open(names, strays).unwrap();
+    }
+
+    fn try_open(&mut self, names: &[&str], strays: Strays) -> Result<(), StoreError> {
+        self.shard = None;
+        self.world.crash();
+        let runtime = self.world.runtime();
+        self.origin = self.origin.reconnect(runtime.clone());
+        self.disks = names.iter().map(|name| self.world.disk_named(name.trim_start_matches('!'))).collect();
+        let seat = |(name, disk): (&&str, &SimDisk)| Seat {
+            id: u128::from(name.trim_start_matches('!').as_bytes()[0]),
+            weight: NonZeroU32::new(24).unwrap(),
+            sync: SyncMode::Always,
+            disk: if name.starts_with('!') { Err("not mounted".to_owned()) } else { Ok(disk.clone()) },
+        };
+        let disks = names.iter().zip(&self.disks).map(seat).collect();
+        let seats = Seats { disks, strays, written_back: Vec::new() };
+        let (origin, config) = (self.origin.clone(), self.config.clone());
+        let opened = self.world.block_on(async { Shard::open_on(seats, origin, runtime, identity(), config).await });
+        let (shard, _) = opened?;
+        shard.check();
+        self.shard = Some(shard);
+        Ok(())
+    }
+
+    fn shard(&self) -> &SimShard {
+        self.shard.as_ref().expect("it was opened")
+    }
+
+    fn put(&self, key: &BlockKey, body: &Bytes) -> PutDone {
+        let shard = self.shard().clone();
+        self.world.block_on(async { shard.put(put(key, body, Durability::Disk)).await })
+    }
+
+    fn put_all(&self, numbers: std::ops::Range<u64>) {
+        for n in numbers {
+            let done = self.put(&numbered(n), &content(n));
+            assert!(matches!(done, PutDone::Created(Durability::Disk)), "{n}: {done:?}");
+        }
+    }
+
+    fn delete(&self, key: &BlockKey) -> Removed {
+        let shard = self.shard().clone();
+        self.world.block_on(async { shard.delete(key).await })
+    }
+
+    fn get(&self, key: &BlockKey) -> Answer {
+        let shard = self.shard().clone();
+        self.world.block_on(async {
+            match shard.get(key).await {
+                Got::Disk(located) => {
+                    let (pin, number) = (located.pin, located.pin.disk);
+                    let file = self.disks[usize::from(number)].open(&slab_name(0), OpenMode::Read).await.unwrap();
+                    let read = BlockReader::new(file, located).piece(0).await;
+                    shard.unpin(pin);
+                    read.map_or(Answer::Unread, |piece| Answer::Body(Bytes::copy_from_slice(&piece), number))
+                }
+                Got::Memory(hit) => Answer::Filled(hit.body),
+                Got::Fill(stream) => collect(stream.frames).await.map_or(Answer::Failed, Answer::Filled),
+                Got::Absent => Answer::Absent,
+                Got::Declined(declined) => Answer::Declined(declined.reason),
+                Got::Lost => Answer::Lost,
+                Got::Failed(_) => Answer::Failed,
+            }
+        })
+    }
+
+    /// The disk that each of the numbered keys is on; panics if one is not there as it was put.
+    fn places(&self, numbers: std::ops::Range<u64>) -> Vec<u16> {
+        let place = |n| match self.get(&numbered(n)) {
+            Answer::Body(bytes, number) if bytes == content(n) => number,
+            other => panic!("{n}: {other:?}"),
+        };
+        numbers.map(place).collect()
+    }
+
+    fn flush(&self) {
+        self.origin.set_link(Link::Up);
+        let shard = self.shard().clone();
+        let report = self.world.block_on(async { shard.flush_all(Duration::from_secs(600)).await });
+        assert_eq!((report.remaining, report.conflicts, report.lost), (0, 0, 0));
+    }
+
+    fn pass(&self, duration: Duration) {
+        self.world.run_for(duration).unwrap();
+        self.shard().check();
+    }
+
+    fn states(&self) -> Vec<HealthState> {
+        self.shard().stats().disks.iter().map(|disk| disk.health.state).collect()
+    }
+}
+
+#[derive(Debug, PartialEq)]
+enum Answer {
+    /// From this disk.
+    Body(Bytes, u16),
+    /// From the origin or from memory.
+    Filled(Bytes),
+    Absent,
+    Declined(DeclinedReason),
+    Lost,
+    Unread,
+    Failed,
+}
+
+fn numbered(n: u64) -> BlockKey {
+    key("back", &format!("k{n}"))
+}
+
+fn content(n: u64) -> Bytes {
+    body(n + 1, 3_000)
+}
+
+fn count(places: &[u16], disk: u16) -> usize {
+    places.iter().filter(|place| **place == disk).count()
+}
+
+const SETTLING: Duration = Duration::from_secs(60);
+
+#[test]
+fn i11_every_disk_recovers_its_own_share_and_adding_one_moves_only_its_share() {
+    let mut rack = Rack::new(&["a", "b", "c"]);
+    rack.open(&["a", "b"], Strays::None);
+    rack.put_all(0..KEYS);
+    let before = rack.places(0..KEYS);
+    assert!(count(&before, 0) >= 10 && count(&before, 1) >= 10, "{before:?}");
+    rack.open(&["a", "b"], Strays::None);
+    assert_eq!(rack.places(0..KEYS), before, "after a power cut each is where it was");
+    assert!(rack.shard().is_settled());
+    // One more disk: what is dirty is found where it lies, and goes home when the origin has it.
+    rack.open(&["a", "b", "c"], Strays::Possible);
+    assert_eq!(rack.places(0..KEYS), before);
+    let strays: u64 = rack.shard().stats().disks.iter().map(|disk| disk.strays).sum();
+    assert!((4..=24).contains(&strays) && !rack.shard().is_settled(), "{strays}");
+    rack.flush();
+    rack.pass(SETTLING);
+    assert!(rack.shard().is_settled());
+    let kept =
+        (0..KEYS).filter(|n| matches!(rack.get(&numbered(*n)), Answer::Body(_, disk) if disk == before[*n as usize]));
+    assert_eq!(kept.count() as u64, KEYS - strays, "only the share of the new disk has moved");
+    rack.pass(SETTLING);
+    let after = rack.places(0..KEYS);
+    assert_eq!(count(&after, 2) as u64, strays);
+    assert!(before.iter().zip(&after).all(|(before, after)| before == after || *after == 2));
+    // A power cut may take fills that no sync covered, and nothing else.
+    rack.open(&["a", "b", "c"], Strays::None);
+    for n in 0..KEYS {
+        match rack.get(&numbered(n)) {
+            Answer::Body(bytes, disk) => assert!(bytes == content(n) && disk == after[n as usize]),
+            Answer::Filled(bytes) => assert!(bytes == content(n) && after[n as usize] == 2),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn i13_a_put_or_delete_over_a_stray_supersedes_it_whatever_the_power_does() {
+    let mut rack = Rack::new(&["a", "b"]);
+    rack.open(&["a"], Strays::None);
+    rack.put_all(0..KEYS);
+    rack.open(&["a", "b"], Strays::Possible);
+    for n in 0..KEYS {
+        assert!(matches!(rack.delete(&numbered(n)), Removed::Done(Durability::Disk)));
+        if n % 2 == 0 {
+            assert!(matches!(rack.put(&numbered(n), &body(900 + n, 500)), PutDone::Created(Durability::Disk)));
+        }
+    }
+    let expect = |rack: &Rack| {
+        for n in 0..KEYS {
+            match rack.get(&numbered(n)) {
+                Answer::Body(bytes, _) if n % 2 == 0 => assert_eq!(bytes, body(900 + n, 500)),
+                Answer::Filled(bytes) if n % 2 == 0 => assert_eq!(bytes, body(900 + n, 500)),
+                Answer::Absent if n % 2 == 1 => {}
+                other => panic!("{n}: {other:?}"),
+            }
+        }
+    };
+    expect(&rack);
+    rack.open(&["a", "b"], Strays::Possible);
+    expect(&rack);
+    rack.flush();
+    expect(&rack);
+    // The settler is cut off anywhere.
+    for ms in [1, 30, 250, 400, 2_000] {
+        rack.pass(Duration::from_millis(ms));
+        rack.open(&["a", "b"], Strays::Possible);
+        expect(&rack);
+    }
+    rack.pass(SETTLING);
+    rack.open(&["a", "b"], Strays::None);
+    expect(&rack);
+    assert!(rack.shard().is_settled());
+    // What had to go from the first disk is gone from it for good.
+    rack.origin.set_link(Link::Down);
+    rack.open(&["a"], Strays::None);
+    let left = (0..KEYS).filter(|n| matches!(rack.get(&numbered(*n)), Answer::Body(..))).count();
+    assert!(left < 20, "{left} of 20 are on the first disk still");
+}
+
+/// Two disks with an entry of one key each, as nothing but a mistake outside of the node can leave them.
+fn torn_apart(newer: impl Fn(&Rack, &BlockKey)) -> Rack {
+    let mut rack = Rack::new(&["a", "b"]);
+    rack.open(&["a"], Strays::None);
+    rack.put_all(0..KEYS);
+    rack.open(&["b"], Strays::None);
+    // Later numbers than the first disk ever drew.
+    let other = key("back", "other");
+    for n in 0..3 * KEYS {
+        rack.put(&other, &body(n, 10));
+        rack.delete(&other);
+    }
+    (0..KEYS).for_each(|n| newer(&rack, &numbered(n)));
+    rack
+}
+
+#[test]
+fn i13_of_two_entries_of_a_key_the_newer_counts_and_the_older_is_gone_for_good() {
+    let put_newer = |rack: &Rack, key: &BlockKey| {
+        assert!(matches!(rack.put(key, &body(5, 700)), PutDone::Created(Durability::Disk)));
+    };
+    let delete = |rack: &Rack, key: &BlockKey| {
+        assert!(matches!(rack.delete(key), Removed::Done(Durability::Disk)));
+    };
+    for strays in [Strays::Possible, Strays::None] {
+        let mut rack = torn_apart(put_newer);
+        rack.open(&["a", "b"], strays);
+        for n in 0..KEYS {
+            assert_eq!(rack.get(&numbered(n)), Answer::Body(body(5, 700), 1), "{n}");
+        }
+        rack.open(&["a"], Strays::None);
+        assert!((0..KEYS).all(|n| !matches!(rack.get(&numbered(n)), Answer::Body(..))), "the older are gone durably");
+        let mut rack = torn_apart(delete);
+        rack.open(&["b", "a"], strays);
+        assert!((0..KEYS).all(|n| rack.get(&numbered(n)) == Answer::Absent));
+        rack.open(&["a"], Strays::None);
+        assert_eq!(rack.shard().stats().dirty_records, 0);
+    }
+    // A newer clean one: the origin has what counts.
+    let mut rack = torn_apart(put_newer);
+    rack.flush();
+    rack.open(&["a", "b"], Strays::Possible);
+    rack.pass(SETTLING);
+    for n in 0..KEYS {
+        match rack.get(&numbered(n)) {
+            Answer::Body(bytes, _) | Answer::Filled(bytes) => assert_eq!(bytes, body(5, 700), "{n}"),
+            other => panic!("{n}: {other:?}"),
+        }
+    }
+    assert_eq!(rack.shard().stats().dirty_records, 0);
+}
+
+#[test]
+fn p3_what_may_be_dirty_on_a_missing_disk_is_neither_absent_nor_the_origins() {
+    let mut rack = Rack::new(&["a", "b"]);
+    rack.open(&["a", "b"], Strays::None);
+    rack.put_all(0..KEYS);
+    let before = rack.places(0..KEYS);
+    rack.open(&["a", "!b"], Strays::None);
+    rack.origin.set_link(Link::Up);
+    let stats = rack.shard().stats();
+    assert_eq!(stats.disks[1].away.as_deref(), Some("not mounted"));
+    assert_eq!(
+        (stats.disks[1].health.state, stats.disks[1].health.reason),
+        (HealthState::Offline, Some(Reason::NotOpened))
+    );
+    for n in 0..KEYS {
+        let k = numbered(n);
+        match before[n as usize] {
+            0 => assert!(matches!(rack.get(&k), Answer::Body(bytes, 0) if bytes == content(n))),
+            _ => {
+                // Something older may be at the origin.
+                rack.origin.insert(&k, body(77, 50), None);
+                assert_eq!(rack.get(&k), Answer::Declined(DeclinedReason::DiskFault));
+                let shard = rack.shard().clone();
+                assert!(matches!(rack.world.block_on(async { shard.head(&k).await }), Headed::Declined(_)));
+                assert!(matches!(rack.put(&k, &content(n)), PutDone::Declined(_)));
+                assert!(matches!(rack.delete(&k), Removed::Declined(_)));
+                assert!(matches!(rack.world.block_on(async { shard.purge(&k).await }), Removed::Declined(_)));
+                rack.origin.remove(&k);
+            }
+        }
+    }
+    // A volume that is never written back can't be dirty there: its share is passed by.
+    let through: Vec<BlockKey> = (0..KEYS).map(|n| key("through", &format!("t{n}"))).collect();
+    through.iter().for_each(|k| rack.origin.insert(k, body(3, 100), None));
+    for _ in 0..2 {
+        let filled = through.iter().map(|k| rack.get(k));
+        assert!(
+            filled.into_iter().all(
+                |answer| matches!(&answer, Answer::Filled(bytes) | Answer::Body(bytes, 0) if *bytes == body(3, 100))
+            )
+        );
+        rack.pass(Duration::from_secs(1));
+    }
+    let on_disk = through.iter().filter(|k| matches!(rack.get(k), Answer::Body(..))).count();
+    assert!((10..=30).contains(&on_disk), "{on_disk}");
+    // New blocks of its own share are taken as ever.
+    let taken = (KEYS..2 * KEYS)
+        .filter(|n| matches!(rack.put(&numbered(*n), &content(*n)), PutDone::Created(Durability::Disk)));
+    assert!(taken.count() >= 10);
+    // It comes back with all it had.
+    rack.open(&["a", "b"], Strays::None);
+    assert_eq!(rack.places(0..KEYS), before);
+    rack.flush();
+    assert!((0..KEYS).all(|n| rack.origin.body(&numbered(n)) == Some(content(n))));
+}
+
+#[test]
+fn a_set_that_changed_while_a_disk_is_missing_answers_for_no_key_that_may_be_there() {
+    let mut rack = Rack::new(&["a", "b", "c"]);
+    rack.open(&["a", "b"], Strays::None);
+    rack.put_all(0..KEYS);
+    let before = rack.places(0..KEYS);
+    // A third disk is new, the second is missing: what the third would get may lie on the second.
+    rack.open(&["a", "!b", "c"], Strays::Possible);
+    for n in 0..KEYS {
+        match (before[n as usize], rack.get(&numbered(n))) {
+            (0, Answer::Body(bytes, 0)) => assert_eq!(bytes, content(n)),
+            (1, answer) => assert_eq!(answer, Answer::Declined(DeclinedReason::DiskFault)),
+            (_, answer) => panic!("{n}: {answer:?}"),
+        }
+    }
+    assert!(matches!(rack.put(&key("back", "new"), &body(1, 10)), PutDone::Declined(_)));
+    rack.flush();
+    rack.pass(SETTLING);
+    rack.open(&["a", "b", "c"], Strays::Possible);
+    rack.flush();
+    rack.pass(SETTLING);
+    assert!(rack.shard().is_settled());
+    for n in 0..KEYS {
+        assert!(
+            matches!(rack.get(&numbered(n)), Answer::Body(bytes, _) | Answer::Filled(bytes) if bytes == content(n))
+        );
+    }
+}
+
+#[test]
+fn p7_a_disk_that_fails_costs_its_own_part_only() {
+    let mut rack = Rack::new(&["a", "b"]);
+    rack.open(&["a", "b"], Strays::None);
+    rack.put_all(0..KEYS);
+    let before = rack.places(0..KEYS);
+    let all = OneIn::ALWAYS;
+    let broken = Faults {
+        only: "b:".into(),
+        read_error: all,
+        write_error: all,
+        sync_error: all,
+        no_space: all,
+        ..Faults::default()
+    };
+    rack.world.set_faults(broken);
+    // Its first put is what notices; with the origin away nothing can be written through.
+    for n in KEYS..3 * KEYS {
+        rack.put(&numbered(n), &content(n));
+    }
+    rack.pass(Duration::from_secs(120));
+    assert_eq!(rack.states(), [HealthState::Ok, HealthState::Offline]);
+    assert_eq!(
+        rack.shard().dirty_items(1_000).iter().filter(|item| before_on(&before, &item.key) == Some(1)).count(),
+        count(&before, 1),
+        "what is dirty there stays listed"
+    );
+    for n in 0..KEYS {
+        match (before[n as usize], rack.get(&numbered(n))) {
+            (0, Answer::Body(bytes, 0)) => assert_eq!(bytes, content(n)),
+            (1, answer) => assert_eq!(answer, Answer::Declined(DeclinedReason::DiskFault)),
+            (_, answer) => panic!("{n}: {answer:?}"),
+        }
+    }
+    let acknowledged = (5 * KEYS..6 * KEYS)
+        .filter(|n| matches!(rack.put(&numbered(*n), &content(*n)), PutDone::Created(Durability::Disk)));
+    assert!(acknowledged.count() >= 10, "the other disk takes its part");
+    rack.world.set_faults(Faults::default());
+    rack.pass(Duration::from_secs(600));
+    assert_eq!(rack.states(), [HealthState::Ok, HealthState::Ok]);
+    assert_eq!(rack.places(0..KEYS), before);
+    rack.flush();
+    assert!((0..KEYS).all(|n| rack.origin.body(&numbered(n)) == Some(content(n))));
+}
+
+fn before_on(before: &[u16], key: &BlockKey) -> Option<u16> {
+    let number: usize = key.key.strip_prefix('k')?.parse().ok()?;
+    before.get(number).copied()
+}
+
+#[test]
+fn a_disk_that_can_t_be_opened_is_away_and_one_alone_keeps_the_shard_from_opening() {
+    let mut rack = Rack::new(&["a", "b"]);
+    rack.open(&["a", "b"], Strays::None);
+    rack.put_all(0..KEYS);
+    let before = rack.places(0..KEYS);
+    // Its slab is gone.
+    rack.world.crash();
+    rack.world.rename_disk("b", "z");
+    rack.open(&["a", "b"], Strays::None);
+    assert!(
+        rack.shard().stats().disks[1]
+            .away
+            .as_deref()
+            .is_some_and(|why| why.contains("missing") || why.contains("slab"))
+    );
+    let there = (0..KEYS).filter(|n| matches!(rack.get(&numbered(*n)), Answer::Body(..))).count();
+    assert_eq!(there, count(&before, 0));
+    assert!(rack.try_open(&["b"], Strays::None).is_err());
+    rack.world.crash();
+    rack.world.rename_disk("z", "b");
+    rack.open(&["a", "b"], Strays::None);
+    assert_eq!(rack.places(0..KEYS), before);
+    // Given up for good: its place is taken by an empty one, and what it had is asked of the origin.
+    rack.world.crash();
+    rack.world.lose_disk("b");
+    rack.format("b");
+    rack.origin.set_link(Link::Up);
+    rack.open(&["a", "b"], Strays::Possible);
+    assert!(
+        (0..KEYS).all(|n| matches!(
+            (before[n as usize], rack.get(&numbered(n))),
+            (0, Answer::Body(..)) | (1, Answer::Absent)
+        ))
+    );
+}
