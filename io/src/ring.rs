@@ -74,6 +74,18 @@ impl RingDisk {
     /// # Errors
     /// [`IoError::Missing`], [`IoError::NoDirectIo`], [`IoError::NoSpace`], or what the kernel says.
     pub async fn open(path: &Path, arena: ArenaConfig) -> Result<RingDisk, IoError> {
+        RingDisk::open_with(path, Arena::new(arena.bytes)).await
+    }
+
+    /// Opens another directory for the same executor; both share its arena.
+    ///
+    /// # Errors
+    /// As [`RingDisk::open`].
+    pub async fn beside(&self, path: &Path) -> Result<RingDisk, IoError> {
+        RingDisk::open_with(path, self.0.arena.clone()).await
+    }
+
+    async fn open_with(path: &Path, arena: Arena) -> Result<RingDisk, IoError> {
         let name = path.display().to_string();
         let path = fs::canonicalize(path).map_err(|error| explain(error, "open", &name, 0))?;
         let kind = rustix::fs::statfs(&path).map_err(|errno| explain(errno.into(), "open", &name, 0))?.f_type;
@@ -86,7 +98,7 @@ impl RingDisk {
         if probe.alignment() > SECTOR_BYTES as u64 {
             return Err(IoError::NoDirectIo { name });
         }
-        Ok(RingDisk(Rc::new(Dir { path, arena: Arena::new(arena.bytes), _probe: probe })))
+        Ok(RingDisk(Rc::new(Dir { path, arena, _probe: probe })))
     }
 }
 

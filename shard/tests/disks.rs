@@ -70,6 +70,7 @@ impl Rack {
             id: u128::from(name.trim_start_matches('!').as_bytes()[0]),
             weight: NonZeroU32::new(24).unwrap(),
             sync: SyncMode::Always,
+            write_bytes_per_day: None,
             disk: if name.starts_with('!') { Err("not mounted".to_owned()) } else { Ok(disk.clone()) },
         };
         let disks = names.iter().zip(&self.disks).map(seat).collect();

@@ -13,7 +13,7 @@ use forebay_shard::store::inspect::Inspector;
 
 use super::inspect::figures::{bytes, counted};
 use crate::config::{self, Config, Overrides};
-use crate::proxy::node_file::{Hold, NodeDisk, StoppedNode};
+use crate::proxy::node_file::{Hold, NodeDisk, NodeSet, StoppedNode};
 use crate::proxy::{boot, preflight};
 
 /// `forebay format`
@@ -51,21 +51,31 @@ struct Existing {
 /// A [`ConfigError`](config::ConfigError) for the configuration or a running proxy; what is there and would be lost; what the disk said.
 pub fn run(args: FormatArgs) -> anyhow::Result<()> {
     let configured = config::load(&args.config, Overrides { shards: args.shards, ..Overrides::default() })?;
-    let path = &configured.disk.path;
     preflight::machine()?;
-    let mut disk = claim(&args, path, configured.shards)?;
-    preflight::direct_io(path)?;
-    boot::format(&configured, &mut disk)?;
-    let geometry = configured.disk.geometry;
-    println!(
-        "{}: formatted node {:032x}: {}, each with {} regions of {} and a journal of {}",
-        path.display(),
-        disk.node_id(),
-        counted(u64::from(configured.shards), "shard"),
-        geometry.region_count,
-        bytes(geometry.region_bytes),
-        bytes(geometry.journal_bytes),
-    );
+    // All are looked at before the first is given up.
+    let mut looked_at = Vec::new();
+    for disk in &configured.disks {
+        disk.shape.as_ref().map_err(Clone::clone)?;
+        looked_at.push((look(&args, &disk.path)?, disk));
+    }
+    let mut directories = Vec::new();
+    for (found, disk) in looked_at {
+        directories.push(claim(found, &disk.path, configured.shards)?);
+    }
+    let mut disks = NodeSet::anew(&configured, directories)?;
+    boot::format(&configured, &mut disks)?;
+    for disk in &configured.disks {
+        let geometry = disk.shape.clone()?.geometry;
+        println!(
+            "{}: formatted node {:032x}: {}, each with {} regions of {} and a journal of {}",
+            disk.path.display(),
+            disks.node_id(),
+            counted(u64::from(configured.shards), "shard"),
+            geometry.region_count,
+            bytes(geometry.region_bytes),
+            bytes(geometry.journal_bytes),
+        );
+    }
     if args.shards.is_some() && !names_shards(&args.config, &configured) {
         println!(
             "set node.shards = {} in {}: the number is fixed from now on",
@@ -81,15 +91,23 @@ fn names_shards(file: &Path, formatted: &Config) -> bool {
     config::load(file, Overrides::default()).is_ok_and(|config| config.shards == formatted.shards)
 }
 
-/// The directory, claimed for a node that is yet to be formatted.
-fn claim(args: &FormatArgs, path: &Path, shards: u16) -> anyhow::Result<NodeDisk> {
+/// A directory that may be taken.
+enum Found {
+    /// It does not exist.
+    Nothing,
+    /// What is there may go; this much is lost with it.
+    Takeable(StoppedNode, Option<String>),
+}
+
+/// Whether the directory may be taken for a node that is yet to be formatted.
+fn look(args: &FormatArgs, path: &Path) -> anyhow::Result<Found> {
     if !path.exists() {
-        return NodeDisk::claim(path, shards);
+        return Ok(Found::Nothing);
     }
     let node = StoppedNode::enter(path, Hold::Alone)?;
     let is_empty = node.node_id().is_none() && node.slabs().is_empty() && !path.join("node.json").exists();
     if is_empty || node.is_half_formatted() {
-        return node.anew(shards);
+        return Ok(Found::Takeable(node, None));
     }
     let existing = survey(&node);
     if !args.force {
@@ -107,6 +125,15 @@ fn claim(args: &FormatArgs, path: &Path, shards: u16) -> anyhow::Result<NodeDisk
         );
     }
     let lost = existing.is_costly().then(|| existing.costs());
+    Ok(Found::Takeable(node, lost))
+}
+
+/// The directory, claimed for a node that is yet to be formatted.
+fn claim(found: Found, path: &Path, shards: u16) -> anyhow::Result<NodeDisk> {
+    let (node, lost) = match found {
+        Found::Nothing => return NodeDisk::claim(path, shards),
+        Found::Takeable(node, lost) => (node, lost),
+    };
     let disk = node.anew(shards).context("giving up the old store")?;
     if let Some(lost) = lost {
         eprintln!("forebay: gave up {lost}");

@@ -120,8 +120,12 @@ pub fn directory_of(config: &Path) -> Result<PathBuf, ConfigError> {
     let text = std::fs::read_to_string(config)
         .map_err(|error| ConfigError::new(&*named, format!("{error}: name a readable file with --config")))?;
     let raw = config::parse(&text).map_err(|error| ConfigError::new(&*named, error.to_string()))?;
-    let disk = raw.disk.into_iter().next();
-    disk.map(|disk| disk.path).ok_or_else(|| ConfigError::new(named, "has no [[disk]]: name the directory itself"))
+    match &raw.disk[..] {
+        [disk] => Ok(disk.path.clone()),
+        disks => {
+            Err(ConfigError::new(named, format!("has {} [[disk]]: name one of their directories itself", disks.len())))
+        }
+    }
 }
 
 impl InspectArgs {

@@ -8,10 +8,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use forebay_shard::config::{DiskLimits, HealthLimits, ShardConfig, VolumeConfig};
+use forebay_shard::config::{DiskLimits, HealthLimits, ShardConfig, SyncMode, VolumeConfig};
 
 use crate::config::budget::{Budget, Demand, GHOST_BYTES};
-use crate::config::disk::{DiskConfig, check_dirty, check_disk};
+use crate::config::disk::{DiskConfig, capacity_bytes, check_dirty, check_disks};
 use crate::config::health::check_health;
 use crate::config::limits::{Limits, check_limits};
 use crate::config::machine::Machine;
@@ -58,8 +58,10 @@ pub struct Config {
     pub ports_file: Option<PathBuf>,
     /// For requests and flushes of a stopping node.
     pub drain_deadline: Duration,
-    /// The disk.
-    pub disk: DiskConfig,
+    /// The disks.
+    pub disks: Vec<DiskConfig>,
+    /// Ids of disks whose blocks are given up.
+    pub abandon_disks: Vec<u128>,
     /// The stores volumes refer to.
     pub stores: Vec<StoreConfig>,
     /// The volumes.
@@ -122,9 +124,10 @@ impl Config {
         let cores = cores(&raw.node, machine)?;
         let shards = shards(&raw.node, cores.len())?;
         let block_bytes_max = volumes.iter().map(|volume| volume.shard.block_bytes_max).max().unwrap_or(0);
-        let disk = check_disk(&raw.disk, machine, shards, block_bytes_max)?;
-        let dirty_bytes_max = check_dirty(&raw.node, &disk, shards)?;
-        let budget = check_memory(&raw, machine, &disk, cores.len(), shards, block_bytes_max)?;
+        let disks = check_disks(&raw.disk, machine, shards, block_bytes_max)?;
+        let dirty_bytes_max = check_dirty(&raw.node, &disks, shards)?;
+        let budget = check_memory(&raw, machine, &disks, cores.len(), shards, block_bytes_max)?;
+        let abandon_disks = abandoned(&raw.node)?;
         let name = raw.node.name.clone().unwrap_or_else(|| machine.host_name.clone());
         let tls_name = raw.node.tls_name.clone().unwrap_or_else(|| name.clone());
         check_files(&raw.node)?;
@@ -139,7 +142,8 @@ impl Config {
             tls_name: tls_name.into(),
             ports_file: raw.node.ports_file.clone(),
             drain_deadline: raw.node.drain_deadline.0,
-            disk,
+            disks,
+            abandon_disks,
             stores,
             volumes,
             dirty_bytes_max,
@@ -163,7 +167,9 @@ impl Config {
         raw.node.shards = Some(self.shards);
         raw.node.memory = Size::Bytes(self.budget.memory_bytes);
         raw.node.dirty_max = Size::Bytes(self.dirty_bytes_max);
-        raw.disk[0].capacity = Size::Bytes(self.disk.capacity_bytes);
+        for (raw, disk) in raw.disk.iter_mut().zip(&self.disks) {
+            raw.capacity = disk.shape.as_ref().map_or(raw.capacity, |shape| Size::Bytes(shape.capacity_bytes));
+        }
         raw.limits.connections_per_core = Some(self.budget.connections_per_core);
         for store in &mut raw.store {
             let credentials = &mut store.credentials;
@@ -184,15 +190,25 @@ impl Config {
             memory_tier_bytes: self.budget.memory_tier_bytes / shards,
             fill_bytes_max: self.budget.fill_bytes / shards,
             dirty_bytes_max: self.dirty_bytes_max / shards,
-            sync: self.disk.sync,
+            sync: self.sync(),
             flush_parallelism: self.limits.flushes,
             commit_delay: self.limits.commit_delay,
             fills_max: self.limits.fills,
             health: self.health.clone(),
             disk_limits: DiskLimits {
                 ghosts_max: usize::try_from(self.budget.ghost_bytes / GHOST_BYTES / shards).expect("64-bit"),
-                write_bytes_per_day: self.disk.write_bytes_per_day.map(|bytes| bytes / shards),
+                // Each disk has its own.
+                write_bytes_per_day: None,
             },
+        }
+    }
+
+    /// Whether acknowledgements wait for fdatasync: only if they do on every disk.
+    #[must_use]
+    pub fn sync(&self) -> SyncMode {
+        match self.disks.iter().all(|disk| disk.sync == SyncMode::Always) {
+            true => SyncMode::Always,
+            false => SyncMode::Never,
         }
     }
 
@@ -224,6 +240,16 @@ fn cores(node: &RawNode, machine: &Machine) -> Result<Vec<usize>, ConfigError> {
     Ok(cores.clone())
 }
 
+fn abandoned(node: &RawNode) -> Result<Vec<u128>, ConfigError> {
+    let id = |text: &String| {
+        let what = || format!("{text:?} is no disk: write its 32 hexadecimal digits, as /v1/status names it");
+        let is_id = text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+        let parsed = is_id.then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        parsed.ok_or_else(|| ConfigError::new("node.abandon_disks", what()))
+    };
+    node.abandon_disks.iter().map(id).collect()
+}
+
 fn shards(node: &RawNode, executors: usize) -> Result<u16, ConfigError> {
     let shards = node.shards.map_or(executors, usize::from);
     if shards < executors || shards > 1024 {
@@ -251,7 +277,7 @@ fn shard_port_base(node: &RawNode, shards: u16) -> Result<u16, ConfigError> {
 fn check_memory(
     raw: &RawConfig,
     machine: &Machine,
-    disk: &DiskConfig,
+    disks: &[DiskConfig],
     executors: usize,
     shards: u16,
     block_bytes_max: u32,
@@ -265,8 +291,9 @@ fn check_memory(
         memory_bytes,
         executors: executors as u64,
         shards: u64::from(shards),
-        capacity_bytes: disk.capacity_bytes,
-        mean_block_bytes: raw.disk[0].mean_block.of(0),
+        capacity_bytes: capacity_bytes(disks),
+        // The index is one memory: planned for the smallest blocks.
+        mean_block_bytes: raw.disk.iter().map(|disk| disk.mean_block.of(0)).min().unwrap_or(1),
         block_bytes_max: u64::from(block_bytes_max),
         connections_per_core: raw.limits.connections_per_core.map(|count| count as u64),
     })

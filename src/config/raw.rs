@@ -21,7 +21,7 @@ pub const SECRET_REMOVED: &str = "(removed)";
 pub struct RawConfig {
     /// The node: addresses, cores, memory, certificate.
     pub node: RawNode,
-    /// Where blocks are kept. Exactly one in this version.
+    /// Where blocks are kept; each disk is a failure domain of its own.
     #[serde(default)]
     pub disk: Vec<RawDisk>,
     /// The object stores.
@@ -81,6 +81,10 @@ pub struct RawNode {
     /// A JSON file written when the node is ready: the bound addresses and the process id. Default: none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ports_file: Option<PathBuf>,
+    /// Ids of disks, as `/v1/status` names them, whose blocks are given up for good, also those that were acknowledged and not
+    /// flushed: for a disk that died and is replaced or taken out. Default: none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub abandon_disks: Vec<String>,
     /// How long a stopping node waits for running requests and for the flush of dirty blocks; what is dirty after that
     /// is flushed after the next start. Default `30s`.
     #[serde(default = "seconds::<30>")]
@@ -91,7 +95,8 @@ pub struct RawNode {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawDisk {
-    /// A directory on a file system with O_DIRECT (ext4, xfs); created if missing. Required.
+    /// A directory on a file system with O_DIRECT (ext4, xfs); created if missing. Several `[[disk]]` share the keys by their
+    /// capacity, and each fails alone. Required.
     pub path: PathBuf,
     /// What Forebay may take: bytes, or a share of what is free there (its own slabs count as free). Applied when the
     /// disk is formatted. Default `90%`.

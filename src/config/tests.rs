@@ -7,6 +7,8 @@
 use std::io;
 use std::path::Path;
 
+use forebay_shard::config::SyncMode;
+
 use crate::config::checked::{Auth, Config};
 use crate::config::machine::Machine;
 use crate::config::parse;
@@ -58,8 +60,23 @@ fn the_good_file_is_good_and_its_shares_are_figures() {
     assert!(matches!(config.auth, Auth::Tokens(_)));
     let shard = config.shard(1);
     assert_eq!((shard.shard, shard.dirty_bytes_max, shard.volumes.len()), (1, 1 << 30, 1));
-    let slab = u64::from(config.disk.geometry.region_count) * config.disk.geometry.region_bytes;
-    assert!(slab + config.disk.geometry.journal_bytes <= 4 << 30 && shard.dirty_bytes_max <= slab / 2);
+    let geometry = config.disks[0].shape.as_ref().unwrap().geometry;
+    let slab = u64::from(geometry.region_count) * geometry.region_bytes;
+    assert!(slab + geometry.journal_bytes <= 4 << 30 && shard.dirty_bytes_max <= slab / 2);
+}
+
+#[test]
+fn several_disks_share_the_node_and_one_that_is_missing_is_no_mistake() {
+    let two = GOOD.replace("[[disk]]", "[[disk]]\npath = \"/more\"\ncapacity = \"4GiB\"\nsync = false\n[[disk]]");
+    let config = check(&two).unwrap();
+    let capacities: Vec<u64> =
+        config.disks.iter().map(|disk| disk.shape.as_ref().unwrap().capacity_bytes >> 30).collect();
+    assert_eq!((capacities.as_slice(), config.dirty_bytes_max), (&[4, 8][..], 3 << 30));
+    assert_eq!((config.sync(), config.disks[1].sync), (SyncMode::Never, SyncMode::Always));
+    // Its mount point shows the file system below: too small for what it held.
+    let missing = check(&two.replace("4GiB", "400GiB")).unwrap();
+    assert!(missing.disks[0].shape.is_err() && missing.disks[1].shape.is_ok());
+    assert_eq!(missing.dirty_bytes_max, 2 << 30);
 }
 
 #[test]
@@ -91,11 +108,8 @@ fn a_mistake_gets_one_line_with_its_key_and_the_fix() {
         ("name = \"one\"", "drain_deadline = \"soon\"", "line 3: \"soon\" is not a duration such as \"30s\""),
         ("tls_key = \"Cargo.toml\"", "tls_key = \"no-such\"", "node.tls_key: no-such: No such file"),
         ("tls_key = \"Cargo.toml\"", "", "missing field `tls_key`"),
-        (
-            "[[disk]]",
-            "[[disk]]\npath = \"/x\"\n[[disk]]",
-            "disk: there are 2: this version serves exactly one [[disk]]",
-        ),
+        ("[[disk]]", "[[disk]]\npath = \"/data\"\n[[disk]]", "disk.path: /data is named twice: give each [[disk]]"),
+        ("name = \"one\"", "abandon_disks = [\"b\"]", "node.abandon_disks: \"b\" is no disk: write its 32 hexadecimal"),
         ("capacity = \"8GiB\"", "capacity = \"200GiB\"", "disk.capacity: 200GiB is more than the 102400MiB free at"),
         ("capacity = \"8GiB\"", "capacity = \"512MiB\"", "disk.capacity: 512MiB make 3 regions of 64MiB for each of 2"),
         ("capacity = \"8GiB\"", "region = \"16MiB\"", "disk.region: 16MiB is not a power of two between 8 × the"),

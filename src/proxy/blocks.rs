@@ -10,7 +10,8 @@ use bytes::Bytes;
 use forebay_io::{Disk, DiskFile, Runtime};
 use forebay_shard::key::{BlockKey, Generation};
 use forebay_shard::origin::{Etag, Origin};
-use forebay_shard::outcome::{Headed, Put, PutDone, Removed};
+use forebay_shard::outcome::{Headed, Located, Put, PutDone, Removed};
+use forebay_shard::read::ReadError;
 use forebay_shard::stats::ShardStats;
 
 use crate::proxy::dispatch::{Dispatch, GotPinned, Pinned, Routed};
@@ -25,8 +26,11 @@ pub trait Blocks: Clone + 'static {
 
     /// Where the bytes of `key` are.
     fn get(&self, key: &BlockKey) -> impl Future<Output = Routed<GotPinned<Self::Pinned>>>;
-    /// The slab of a shard.
-    fn slab(&self, shard: u16) -> Self::File;
+    /// The slab that holds what was located.
+    ///
+    /// # Errors
+    /// It could not be opened here.
+    fn slab(&self, located: &Located) -> Result<Self::File, ReadError>;
     /// Length and ETag of `key`; never fills.
     fn head(&self, key: &BlockKey) -> impl Future<Output = Routed<Headed>>;
     /// Stores a block.
@@ -54,8 +58,8 @@ impl<D: Disk, O: Origin, R: Runtime> Blocks for Rc<Dispatch<D, O, R>> {
         Dispatch::get(self, key).await
     }
 
-    fn slab(&self, shard: u16) -> D::File {
-        Dispatch::slab(self, shard).clone()
+    fn slab(&self, located: &Located) -> Result<D::File, ReadError> {
+        Dispatch::slab(self, located.shard, located.pin.disk).cloned()
     }
 
     async fn head(&self, key: &BlockKey) -> Routed<Headed> {

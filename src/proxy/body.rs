@@ -336,7 +336,7 @@ impl<B: Blocks> Rest<B> {
             }
             Got::Fill(stream) => ResponseBody::Fill(Box::new(FillBody::new(stream, self.range, self.meter.clone()))),
             Got::Disk(located) => {
-                let reader = Rc::new(BlockReader::new(self.blocks.slab(located.shard), located));
+                let reader = Rc::new(BlockReader::new(self.blocks.slab(&located)?, located));
                 let piece = reader.piece(piece_of(self.range.start)).await?;
                 let first = FirstPiece { reader, pinned, piece, copying: None };
                 let meter = self.meter.clone();

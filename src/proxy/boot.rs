@@ -19,15 +19,16 @@ use super::dispatch::{Dispatch, Routes};
 use super::drain::{self, Control, Event};
 use super::executor::{self, ExecutorOptions};
 use super::handler::{Readiness, Stage};
-use super::node_core::{CoreStart, core_main, seed};
-use super::node_file::NodeDisk;
+use super::node_core::{CoreDisks, CoreStart, Settled, core_main, seed};
+use super::node_file::{NodeSet, SetDisk};
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
-use super::status::{NO_SYNC, NodeFacts};
+use super::status::{DiskFacts, NO_SYNC, NodeFacts};
 use super::tls::TlsConfig;
 use super::topology::Topology;
 use crate::config::checked::Config;
+use crate::config::disk::DiskConfig;
 use crate::mailbox::{Sender, mailbox};
 use crate::origin::OriginHandle;
 
@@ -66,27 +67,35 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     drain::listen_to_signals(events.clone())?;
     raise_file_limit(&config);
     let tls = TlsConfig::from_pem_files(&config.tls_certificate, &config.tls_key)?;
-    let mut disk = NodeDisk::claim(&config.disk.path, config.shards)?;
-    preflight::direct_io(&config.disk.path)?;
-    let ports = Ports::reserve(&config)?;
-    if disk.needs_format() {
-        format(&config, &mut disk)?;
+    let mut disks = NodeSet::claim(&config)?;
+    for at in 0..disks.disks().len() {
+        let disk = &disks.disks()[at];
+        if disk.disk.is_ok()
+            && let Err(refusal) = preflight::direct_io(&disk.path)
+        {
+            disks.do_without(at, refusal.into())?;
+        }
     }
+    let ports = Ports::reserve(&config)?;
+    format(&config, &mut disks)?;
     let pool = origins::start_pool(&config)?;
     let node = Arc::new(Node {
-        id: disk.node_id(),
+        id: disks.node_id(),
         listen: ports.listen,
         shards: ports.shards.clone(),
         readiness: Arc::default(),
-        facts: Arc::new(facts(&config, disk.node_id(), &ports)),
+        facts: Arc::new(facts(&config, &disks, &ports)),
         origin: pool.handle(),
         config,
     });
-    let cores = start_cores(&node, &disk, &tls, &events)?;
+    let (cores, settled) = start_cores(&node, &disks, &tls, &events)?;
+    if settled == Settled::Yes {
+        disks.settle()?;
+    }
     drop(ports);
     node.readiness.set(Stage::Ready);
     write_ports_file(&node)?;
-    if node.facts.sync == SyncMode::Never {
+    if node.facts.sync() == SyncMode::Never {
         warn!("{NO_SYNC}");
     }
     info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
@@ -100,33 +109,46 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn facts(config: &Config, node_id: u128, ports: &Ports) -> NodeFacts {
+fn facts(config: &Config, disks: &NodeSet, ports: &Ports) -> NodeFacts {
     let shard_ports: Vec<u16> = ports.shards.iter().map(SocketAddr::port).collect();
+    let disk_facts = |disk: &SetDisk| DiskFacts {
+        path: disk.path.display().to_string(),
+        id: format!("{:032x}", disk.id),
+        sync: disk.sync,
+    };
     NodeFacts {
-        topology: Topology::new(node_id, &config.name, &config.tls_name, ports.listen.port(), &shard_ports),
+        topology: Topology::new(disks.node_id(), &config.name, &config.tls_name, ports.listen.port(), &shard_ports),
         started: Instant::now(),
         volumes: config.volumes.iter().map(|volume| volume.shard.name.to_string()).collect(),
         budget: config.budget,
-        sync: config.disk.sync,
+        disks: disks.disks().iter().map(disk_facts).collect(),
     }
 }
 
-/// Makes the files of every shard, on an executor that lives only for that. Called here at the first start of a node, and
-/// by `forebay format` ahead of it.
+/// Makes the files of every shard on every new disk, on an executor that lives only for that, and tells all disks of each
+/// other. Called here at each start of a node, and by `forebay format` ahead of the first.
 ///
 /// # Errors
 /// Too little space, or what the disk said; the next format begins anew.
-pub fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
-    let geometry = config.disk.geometry;
+pub fn format(config: &Config, disks: &mut NodeSet) -> anyhow::Result<()> {
+    for at in disks.unformatted() {
+        format_disk(config, &config.disks[at], disks)?;
+    }
+    disks.enroll()
+}
+
+fn format_disk(config: &Config, disk: &DiskConfig, disks: &NodeSet) -> anyhow::Result<()> {
+    let geometry = disk.shape.clone()?.geometry;
     let slab_bytes = u64::from(geometry.region_count) * geometry.region_bytes + geometry.journal_bytes;
-    preflight::space(&config.disk.path, slab_bytes * u64::from(config.shards))?;
-    info!(path = %config.disk.path.display(), shards = config.shards, slab_bytes, "formatting");
+    preflight::direct_io(&disk.path)?;
+    preflight::space(&disk.path, slab_bytes * u64::from(config.shards))?;
+    info!(path = %disk.path.display(), shards = config.shards, slab_bytes, "formatting");
     let mut options = ExecutorOptions::new(config.cores[0]);
     "forebay-format".clone_into(&mut options.name);
     options.io_memory_bytes = FORMAT_ARENA.io_memory_bytes();
-    let path = config.disk.path.clone();
+    let path = disk.path.clone();
     let runtime_seed = seed()?;
-    let identities: Vec<_> = (0..config.shards).map(|shard| disk.identity(shard)).collect();
+    let identities: Vec<_> = (0..config.shards).map(|shard| disks.identity(shard)).collect();
     let formatting = executor::start(&options, move |heartbeat| async move {
         let _formatting = heartbeat.enter();
         let ring = RingDisk::open(&path, FORMAT_ARENA).await?;
@@ -136,21 +158,21 @@ pub fn format(config: &Config, disk: &mut NodeDisk) -> anyhow::Result<()> {
         }
         anyhow::Ok(())
     })?;
-    formatting.join()?.with_context(|| format!("formatting {}", config.disk.path.display()))?;
-    disk.formatted()
+    formatting.join()?.with_context(|| format!("formatting {}", disk.path.display()))
 }
 
-/// Starts every core and waits until all of them serve.
+/// Starts every core and waits until all of them serve; tells whether every key is on its own disk.
 fn start_cores(
     node: &Arc<Node>,
-    disk: &NodeDisk,
+    disks: &NodeSet,
     tls: &TlsConfig,
     events: &mpsc::Sender<Event>,
-) -> anyhow::Result<Vec<Sender<Control>>> {
+) -> anyhow::Result<(Vec<Sender<Control>>, Settled)> {
     let config = &node.config;
     let (routes, inboxes) = Routes::new(config.shards, config.cores.len(), config.limits.queue_depth);
     let (started, starts) = mpsc::channel();
     let mut controls = Vec::new();
+    let core_disks = Arc::new(CoreDisks::of(disks));
     for (core, (cpu, inbox)) in config.cores.iter().zip(inboxes).enumerate() {
         let (control, controlled) = mailbox(4);
         controls.push(control);
@@ -158,18 +180,19 @@ fn start_cores(
         let mut options = ExecutorOptions::new(*cpu);
         options.name = format!("forebay-core-{core}");
         options.io_memory_bytes = arena.io_memory_bytes();
-        let identities = routes.shards_of(core).map(|shard| (shard, disk.identity(shard))).collect();
-        let start =
-            CoreStart { core, node: Arc::clone(node), tls: tls.clone(), arena, identities, routes: routes.clone() };
+        let identities = routes.shards_of(core).map(|shard| (shard, disks.identity(shard))).collect();
+        let (node, disks) = (Arc::clone(node), Arc::clone(&core_disks));
+        let start = CoreStart { core, node, tls: tls.clone(), arena, disks, identities, routes: routes.clone() };
         let (started, events) = (started.clone(), events.clone());
         executor::start(&options, move |heartbeat| core_main(start, heartbeat, inbox, controlled, started, events))?;
     }
     drop(started);
+    let mut settled = Settled::Yes;
     for _ in 0..controls.len() {
         let (core, outcome) = starts.recv().context("an executor ended while it started")?;
-        outcome.with_context(|| format!("starting core {core}"))?;
+        settled = settled.and(outcome.with_context(|| format!("starting core {core}"))?);
     }
-    Ok(controls)
+    Ok((controls, settled))
 }
 
 /// Connections need file descriptors; the soft limit is a default for programs that use select(2).

@@ -10,14 +10,16 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use forebay_io::{Disk, Runtime};
+use forebay_io::{Disk, IoError, Runtime};
 use forebay_shard::dirty::DirtyItem;
 use forebay_shard::flush::FlushReport;
 use forebay_shard::key::{BlockKey, Generation};
 use forebay_shard::origin::{Etag, Origin};
 use forebay_shard::outcome::{Declined, DeclinedReason, Got, Headed, Located, Pin, Put, PutDone, Removed};
+use forebay_shard::read::ReadError;
 use forebay_shard::shard::Shard;
 use forebay_shard::stats::ShardStats;
+use forebay_shard::store::slab_name;
 use futures::channel::oneshot;
 
 use crate::mailbox::{Receiver, Refused, Sender, mailbox};
@@ -95,17 +97,23 @@ pub struct Dispatch<D: Disk, O: Origin, R: Runtime> {
     core: usize,
     routes: Routes,
     own: Vec<Option<Shard<D, O, R>>>,
-    slabs: Vec<D::File>,
+    slabs: Vec<Vec<Option<D::File>>>,
     local: Cell<u64>,
     hopped: Cell<u64>,
     refused: Cell<u64>,
 }
 
 impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
-    /// The dispatch of `core`: its own shards with their numbers, and a read-only handle of every shard's slab, in order.
+    /// The dispatch of `core`: its own shards with their numbers, and a read-only handle of every shard's slab on every
+    /// disk, in order; `None` for a disk that is not here.
     #[must_use]
-    pub fn new(core: usize, routes: Routes, shards: Vec<(u16, Shard<D, O, R>)>, slabs: Vec<D::File>) -> Rc<Self> {
-        assert_eq!(slabs.len(), usize::from(routes.shard_count), "one slab per shard");
+    pub fn new(
+        core: usize,
+        routes: Routes,
+        shards: Vec<(u16, Shard<D, O, R>)>,
+        slabs: Vec<Vec<Option<D::File>>>,
+    ) -> Rc<Self> {
+        assert_eq!(slabs.len(), usize::from(routes.shard_count), "the slabs of each shard");
         let mut own: Vec<Option<Shard<D, O, R>>> = (0..routes.shard_count).map(|_| None).collect();
         for (number, shard) in shards {
             let dealt_to = routes.core_of(number);
@@ -136,10 +144,13 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
         self.routes.shard_count
     }
 
-    /// This core's read-only handle of a shard's slab.
-    #[must_use]
-    pub fn slab(&self, shard: u16) -> &D::File {
-        &self.slabs[usize::from(shard)]
+    /// This core's read-only handle of a shard's slab on one disk.
+    ///
+    /// # Errors
+    /// This core could not open it, though the shard's own could.
+    pub fn slab(&self, shard: u16, disk: u16) -> Result<&D::File, ReadError> {
+        let slab = self.slabs[usize::from(shard)].get(usize::from(disk)).and_then(Option::as_ref);
+        slab.ok_or_else(|| ReadError::Disk(IoError::Missing { name: slab_name(shard) }))
     }
 
     /// How often verbs hopped so far.

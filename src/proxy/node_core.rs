@@ -4,12 +4,16 @@
 //! shards are open; what other cores ask of it before that waits in its mailbox.
 
 use std::future::Future;
+use std::num::NonZeroU32;
+use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use forebay_io::ring::{ArenaConfig, Listener, RingDisk, RingFile, RingRuntime};
 use forebay_io::{Disk, OpenMode};
+use forebay_shard::config::SyncMode;
+use forebay_shard::disks::{Seat, Seats, Strays};
 use forebay_shard::shard::{RecoveryReport, Shard};
 use forebay_shard::store::{NodeIdentity, slab_name};
 use tracing::{info, warn};
@@ -25,6 +29,7 @@ use super::handler::{Handler, HandlerSettings};
 use super::heartbeat::Heartbeat;
 use super::listener::{self, Serving};
 use super::metrics::CoreMetrics;
+use super::node_file::{NodeSet, SetDisk};
 use super::report;
 use super::stream::Batches;
 use super::tls::TlsConfig;
@@ -41,9 +46,98 @@ pub(super) struct CoreStart {
     pub(super) node: Arc<Node>,
     pub(super) tls: TlsConfig,
     pub(super) arena: ArenaConfig,
+    pub(super) disks: Arc<CoreDisks>,
     /// The shards it owns.
     pub(super) identities: Vec<(u16, NodeIdentity)>,
     pub(super) routes: Routes,
+}
+
+/// What every core is told of the node's disks.
+pub(super) struct CoreDisks {
+    disks: Vec<CoreDisk>,
+    strays: Strays,
+    written_back: Vec<Arc<str>>,
+}
+
+struct CoreDisk {
+    path: PathBuf,
+    id: u128,
+    weight: NonZeroU32,
+    sync: SyncMode,
+    /// For each shard.
+    write_bytes_per_day: Option<u64>,
+    /// Why it is away, if it is.
+    away: Option<String>,
+}
+
+/// Whether every key of a core's shards is known to be on its own disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Settled {
+    Yes,
+    No,
+}
+
+impl Settled {
+    /// Both are.
+    pub(super) fn and(self, other: Settled) -> Settled {
+        if self == Settled::Yes { other } else { Settled::No }
+    }
+}
+
+impl CoreDisks {
+    pub(super) fn of(set: &NodeSet) -> CoreDisks {
+        let disk = |disk: &SetDisk| CoreDisk {
+            path: disk.path.clone(),
+            id: disk.id,
+            weight: disk.weight,
+            sync: disk.sync,
+            write_bytes_per_day: disk.write_bytes_per_day.map(|bytes| bytes / u64::from(set.shard_count())),
+            away: disk.disk.as_ref().err().cloned(),
+        };
+        CoreDisks {
+            disks: set.disks().iter().map(disk).collect(),
+            strays: set.strays(),
+            written_back: set.written_back().into_iter().map(Arc::from).collect(),
+        }
+    }
+
+    /// This core's own handles, in order. They share the core's arena.
+    async fn open(&self, arena: ArenaConfig) -> anyhow::Result<Vec<Result<RingDisk, String>>> {
+        let mut rings: Vec<Result<RingDisk, String>> = Vec::new();
+        for disk in &self.disks {
+            if let Some(why) = &disk.away {
+                rings.push(Err(why.clone()));
+                continue;
+            }
+            let opened = match rings.iter().flatten().next() {
+                None => RingDisk::open(&disk.path, arena).await,
+                Some(first) => first.beside(&disk.path).await,
+            };
+            rings.push(opened.map_err(|error| format!("{:#}", anyhow::Error::from(error))));
+        }
+        ensure!(
+            rings.iter().any(Result::is_ok),
+            "no disk can be used: {}",
+            rings.into_iter().filter_map(Result::err).collect::<Vec<_>>().join("; ")
+        );
+        Ok(rings)
+    }
+
+    /// What a shard is offered.
+    fn seats(&self, rings: &[Result<RingDisk, String>]) -> Seats<RingDisk> {
+        let seat = |(disk, ring): (&CoreDisk, &Result<RingDisk, String>)| Seat {
+            id: disk.id,
+            weight: disk.weight,
+            sync: disk.sync,
+            write_bytes_per_day: disk.write_bytes_per_day,
+            disk: ring.clone(),
+        };
+        Seats {
+            disks: self.disks.iter().zip(rings).map(seat).collect(),
+            strays: self.strays,
+            written_back: self.written_back.clone(),
+        }
+    }
 }
 
 /// One core's life.
@@ -52,7 +146,7 @@ pub(super) fn core_main(
     heartbeat: Rc<Heartbeat>,
     inbox: Inbox,
     controls: Receiver<Control>,
-    started: mpsc::Sender<(usize, anyhow::Result<()>)>,
+    started: mpsc::Sender<(usize, anyhow::Result<Settled>)>,
     events: mpsc::Sender<Event>,
 ) -> impl Future<Output = ()> {
     let ended = Ended { core: start.core, events };
@@ -60,7 +154,10 @@ pub(super) fn core_main(
         let _ended = ended;
         let starting = heartbeat.enter();
         let (outcome, parts) = match serve_core(&start, inbox, heartbeat).await {
-            Ok(parts) => (Ok(()), Some(parts)),
+            Ok((dispatch, connections)) => {
+                let is_settled = dispatch.own_shards().all(|(_, shard)| shard.is_settled());
+                (Ok(if is_settled { Settled::Yes } else { Settled::No }), Some((dispatch, connections)))
+            }
             Err(error) => (Err(error), None),
         };
         // The main thread may have given up on another core's failure.
@@ -91,17 +188,17 @@ async fn serve_core(
     heartbeat: Rc<Heartbeat>,
 ) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
     let (node, config) = (&start.node, &start.node.config);
-    let disk = RingDisk::open(&config.disk.path, start.arena).await?;
+    let rings = start.disks.open(start.arena).await?;
     let runtime = RingRuntime::new(seed()?);
     let mut shards = Vec::new();
     for (number, identity) in &start.identities {
-        let opened =
-            Shard::open(disk.clone(), node.origin.clone(), runtime.clone(), identity.clone(), config.shard(*number));
+        let (seats, origin) = (start.disks.seats(&rings), node.origin.clone());
+        let opened = Shard::open_on(seats, origin, runtime.clone(), identity.clone(), config.shard(*number));
         let (shard, recovery) = opened.await.with_context(|| format!("opening {}", slab_name(*number)))?;
         log_recovery(*number, &recovery);
         shards.push((*number, shard));
     }
-    let slabs = open_slabs(&disk, config.shards).await?;
+    let slabs = open_slabs(&rings, config.shards).await?;
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
     glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime, Rc::clone(&heartbeat))).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
@@ -171,10 +268,25 @@ async fn obey(mut controls: Receiver<Control>, dispatch: &NodeDispatch, connecti
     }
 }
 
-async fn open_slabs(disk: &RingDisk, shard_count: u16) -> anyhow::Result<Vec<RingFile>> {
+/// A handle of every slab, in order of shards and disks. Of one of several disks it may be missing.
+async fn open_slabs(
+    rings: &[Result<RingDisk, String>],
+    shard_count: u16,
+) -> anyhow::Result<Vec<Vec<Option<RingFile>>>> {
     let mut slabs = Vec::new();
     for shard in 0..shard_count {
-        slabs.push(disk.open(&slab_name(shard), OpenMode::Read).await?);
+        let mut of_shard = Vec::new();
+        for ring in rings {
+            let opened = match ring {
+                Ok(ring) => Some(ring.open(&slab_name(shard), OpenMode::Read).await),
+                Err(_) => None,
+            };
+            of_shard.push(match opened.transpose() {
+                Err(error) if rings.len() == 1 => return Err(error.into()),
+                opened => opened.ok().flatten(),
+            });
+        }
+        slabs.push(of_shard);
     }
     Ok(slabs)
 }

@@ -3,7 +3,7 @@
 //! Called by `boot`, before anything else touches the disk. `node.json` names the node, the secret of its identities and
 //! the number of shards. It says `formatting` until every shard's files are there and durable, so that a format that was cut
 //! off is begun anew (nothing was acknowledged in it), while a missing slab of a formatted node is never made up for by an
-//! empty one. `stopped` is the same directory seen by the commands that look into it, or make it anew, while no proxy runs.
+//! empty one. `set` puts the directories of several disks together; `stopped` is the same directory seen by the commands that look into it, or make it anew, while no proxy runs.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -15,8 +15,12 @@ use forebay_shard::key::IdentityKey;
 use forebay_shard::store::{NodeIdentity, slab_name};
 use serde::{Deserialize, Serialize};
 
+mod roster;
+mod set;
 mod stopped;
 
+use self::roster::Roster;
+pub use self::set::{NodeSet, SetDisk};
 pub use self::stopped::{Hold, StoppedNode};
 
 const NAME: &str = "node.json";
@@ -30,7 +34,7 @@ pub struct NodeDisk {
     _lock: File,
 }
 
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Written {
     format: u32,
@@ -38,6 +42,12 @@ struct Written {
     identity_key: String,
     shards: u16,
     state: State,
+    /// This disk's id. A disk formatted by an early version has its node's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    disk: Option<String>,
+    /// All disks of the node, this one among them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    roster: Option<Roster>,
 }
 
 /// How far the format has come.
@@ -172,7 +182,15 @@ fn draw(path: &Path, shards: u16) -> anyhow::Result<Written> {
 }
 
 fn fresh(shards: u16) -> anyhow::Result<Written> {
-    Ok(Written { format: FORMAT, node: random_hex()?, identity_key: random_hex()?, shards, state: State::Formatting })
+    Ok(Written {
+        format: FORMAT,
+        node: random_hex()?,
+        identity_key: random_hex()?,
+        shards,
+        state: State::Formatting,
+        disk: None,
+        roster: None,
+    })
 }
 
 fn random_hex() -> anyhow::Result<String> {

@@ -7,6 +7,7 @@ use std::fmt;
 
 use bytes::Bytes;
 use forebay_shard::config::SyncMode;
+use forebay_shard::disks::DiskStats;
 use forebay_shard::outcome::DeclinedReason;
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::text::encode;
@@ -130,7 +131,7 @@ fn families(status: &Status) -> Vec<Family> {
     families.extend(disk_families(status));
     families.push(Family::gauges("build_info", "The running version", "version", [(env!("CARGO_PKG_VERSION"), 1)]));
     let ready = u64::from(status.stage_name() == "ready");
-    let sync = u64::from(status.facts.sync == SyncMode::Always);
+    let sync = u64::from(status.facts.sync() == SyncMode::Always);
     families.push(Family::gauge("sync", "0 when an acknowledged write would not survive a power cut", sync));
     families.push(Family::gauge("ready", "1 while the node serves", ready));
     families
@@ -262,7 +263,41 @@ fn disk_families(status: &Status) -> Vec<Family> {
     let health = status.shards.iter().map(|(number, stats)| (number.to_string(), stats.health.state as u64));
     let stopped = status.shards.iter().map(|(number, stats)| (number.to_string(), u64::from(stats.writes_stopped)));
     let events = status.total.health.counts.named();
+    let each = |figure: fn(&DiskStats) -> u64| {
+        status.disks().map(|(disk, stats)| (disk.path.clone(), figure(stats))).collect::<Vec<_>>()
+    };
     vec![
+        Family::gauges(
+            "disk_state",
+            "0 ok, 1 degraded, 2 offline, by disk",
+            "disk",
+            each(|disk| disk.health.state as u64),
+        ),
+        Family::gauges(
+            "disk_away",
+            "1 for a disk that could not be opened",
+            "disk",
+            each(|disk| u64::from(disk.away.is_some())),
+        ),
+        Family::gauges(
+            "disk_dirty_records",
+            "Dirty blocks and tombstones, by disk",
+            "disk",
+            each(|disk| disk.store.dirty_entries),
+        ),
+        Family::gauges("disk_entries", "Blocks and tombstones, by disk", "disk", each(|disk| disk.store.entries)),
+        Family::gauges(
+            "disk_strays",
+            "Dirty blocks that belong to another disk, by disk",
+            "disk",
+            each(|disk| disk.strays),
+        ),
+        Family::counters(
+            "disk_errors",
+            "Operations that failed, by disk",
+            "disk",
+            each(|disk| disk.health.counts.errors),
+        ),
         Family::gauges("disk_health", "0 ok, 1 degraded, 2 offline, by shard", "shard", health),
         Family::gauges("disk_writes_stopped", "1 after a failed sync, until the disk is back", "shard", stopped),
         Family::counters("disk_events", "What happened to disks, by what", "event", events),

@@ -7,6 +7,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use forebay_shard::config::SyncMode;
+use forebay_shard::disks::DiskStats;
+use forebay_shard::health::HealthReport;
 use forebay_shard::stats::ShardStats;
 use serde_json::{Value, json};
 
@@ -33,8 +35,30 @@ pub struct NodeFacts {
     pub volumes: Vec<String>,
     /// The split of its memory.
     pub budget: Budget,
-    /// Whether an acknowledgement from disk means stable storage.
+    /// The disks, in order.
+    pub disks: Vec<DiskFacts>,
+}
+
+/// What does not change of a disk.
+#[derive(Debug, Clone)]
+pub struct DiskFacts {
+    /// The directory.
+    pub path: String,
+    /// 32 hexadecimal digits.
+    pub id: String,
+    /// Whether an acknowledgement from it means stable storage.
     pub sync: SyncMode,
+}
+
+impl NodeFacts {
+    /// Whether an acknowledgement from disk means stable storage: only if it does on every disk.
+    #[must_use]
+    pub fn sync(&self) -> SyncMode {
+        match self.disks.iter().all(|disk| disk.sync == SyncMode::Always) {
+            true => SyncMode::Always,
+            false => SyncMode::Never,
+        }
+    }
 }
 
 /// A node at one moment.
@@ -102,10 +126,11 @@ impl Status {
             "payload_bytes": self.requests.bytes_sent + self.requests.bytes_received,
             "requests": self.requests_json(),
             "dirty": self.dirty_json(),
-            "sync": self.facts.sync == SyncMode::Always,
+            "sync": self.facts.sync() == SyncMode::Always,
             "warnings": self.warnings(),
             "memory": self.memory_json(),
             "disk": disk_json(total),
+            "disks": self.disks().map(|(facts, stats)| one_disk_json(facts, stats)).collect::<Vec<_>>(),
             "cores": self.cores.iter().map(core_json).collect::<Vec<_>>(),
             "shards": self.shards.iter().map(|(number, stats)| shard_json(*number, stats)).collect::<Vec<_>>(),
         });
@@ -118,8 +143,25 @@ impl Status {
 
     /// What an operator should know even if nobody asked: one sentence each.
     #[must_use]
-    pub fn warnings(&self) -> Vec<&'static str> {
-        (self.facts.sync == SyncMode::Never).then_some(NO_SYNC).into_iter().collect()
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings: Vec<String> = Vec::new();
+        if self.facts.sync() == SyncMode::Never {
+            warnings.push(NO_SYNC.to_owned());
+        }
+        for (disk, stats) in self.disks() {
+            if let Some(why) = &stats.away {
+                warnings.push(format!(
+                    "the disk {} at {} is away ({why}): its blocks are passed by, and those that may be dirty there answer 503",
+                    disk.id, disk.path
+                ));
+            }
+        }
+        warnings
+    }
+
+    /// Each disk, with the figures of all shards on it.
+    pub fn disks(&self) -> impl Iterator<Item = (&DiskFacts, &DiskStats)> {
+        self.facts.disks.iter().zip(&self.total.disks)
     }
 
     /// `starting`, `ready` or `draining`.
@@ -211,17 +253,46 @@ fn core_json(core: &CoreReport) -> Value {
 
 /// The health of a shard's disk; of several, of the worst.
 fn disk_json(stats: &ShardStats) -> Value {
-    let health = &stats.health;
+    let mut document = health_json(&stats.health);
+    document["takes_writes"] = (!stats.writes_stopped).into();
+    document["dirty_records"] = stats.dirty_records.into();
+    document["policy"] = policy_json(stats);
+    document
+}
+
+/// One disk of the node.
+fn one_disk_json(facts: &DiskFacts, stats: &DiskStats) -> Value {
+    let mut document = health_json(&stats.health);
+    let store = &stats.store;
+    let more = [
+        ("path", facts.path.as_str().into()),
+        ("id", facts.id.as_str().into()),
+        ("sync", (facts.sync == SyncMode::Always).into()),
+        ("away", stats.away.as_deref().into()),
+        ("takes_writes", (!stats.writes_stopped).into()),
+        ("entries", store.entries.into()),
+        ("dirty_records", store.dirty_entries.into()),
+        ("dirty_bytes", store.dirty_bytes.into()),
+        ("written_bytes", stats.written_bytes.into()),
+        ("strays", stats.strays.into()),
+        ("regions_free", store.regions_free.into()),
+        ("regions_sealed", store.regions_sealed.into()),
+        ("regions_quarantined", store.regions_quarantined.into()),
+    ];
+    for (name, value) in more {
+        document[name] = value;
+    }
+    document
+}
+
+fn health_json(health: &HealthReport) -> Value {
     json!({
         "state": health.state.name(),
         "reason": health.reason.map(|reason| reason.name()),
         "since_unix_ms": (health.since_unix_ms > 0).then_some(health.since_unix_ms),
-        "takes_writes": !stats.writes_stopped,
         "errors_in_window": health.errors,
         "probes_good": health.probes_good,
         "probes_needed": health.probes_needed,
-        "dirty_records": stats.dirty_records,
-        "policy": policy_json(stats),
         "counts": health.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
             .collect::<serde_json::Map<_, _>>(),
     })

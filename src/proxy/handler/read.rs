@@ -126,7 +126,7 @@ impl<B: Blocks> Handler<B> {
     ) -> Result<Answer<B>, ReadError> {
         let len_bytes = u64::from(located.len_bytes);
         let known = located.etag.clone();
-        let reader = Rc::new(BlockReader::new(self.blocks.slab(located.shard), located));
+        let reader = Rc::new(BlockReader::new(self.blocks.slab(&located)?, located));
         let is_one_piece = reader.piece_count() == 1;
         // A block of one piece has its ETag from its bytes; of a longer one only the piece where the range begins is read.
         let first_index = match &known {

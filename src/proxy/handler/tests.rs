@@ -42,7 +42,7 @@ use crate::proxy::dispatch::{GotPinned, Routed};
 use crate::proxy::metrics::{CoreMetrics, Outcome};
 use crate::proxy::report::CoreReport;
 use crate::proxy::respond::{CACHE_STATUS, FOREBAY_DURABILITY, FOREBAY_HOPS, X_REQUEST_ID};
-use crate::proxy::status::NodeFacts;
+use crate::proxy::status::{DiskFacts, NodeFacts};
 use crate::proxy::topology::Topology;
 use crate::token::{PublicKey, PublicKeys, Right, SigningKey, generate_key};
 
@@ -121,8 +121,8 @@ impl Blocks for ShelfBlocks {
         self.routed(GotPinned { got, pinned })
     }
 
-    fn slab(&self, _shard: u16) -> SimFile {
-        self.slab.clone()
+    fn slab(&self, _located: &Located) -> Result<SimFile, forebay_shard::read::ReadError> {
+        Ok(self.slab.clone())
     }
 
     async fn head(&self, key: &BlockKey) -> Routed<Headed> {
@@ -232,7 +232,7 @@ impl Bench {
                     put_bytes: 1 << 20,
                     memory_tier_bytes: 64 << 20,
                 },
-                sync: SyncMode::Never,
+                disks: vec![DiskFacts { path: "/d".into(), id: "d".into(), sync: SyncMode::Never }],
             }),
             readiness,
         };
