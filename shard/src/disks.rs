@@ -94,6 +94,8 @@ pub(crate) struct OpenDisk<D: Disk, R: Runtime> {
     pub(crate) health: Rc<Monitor<R>>,
     /// Dirty puts that are on their way to it.
     coming_bytes: Rc<Cell<u64>>,
+    /// Whether a flush tries to read from it although it is offline.
+    pub(crate) is_tried: Cell<bool>,
 }
 
 /// One disk of a shard at one moment. Sizes are bytes.

@@ -12,12 +12,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use forebay_io::checksum::Digest;
 use forebay_io::{Disk, Nanos, Runtime};
-use futures::future::select;
+use futures::channel::oneshot;
+use futures::future::{Either, select};
 
 use crate::canary::{self, Canary};
 use crate::dirty::{Finished, Next, Standing};
 use crate::error::StoreError;
 use crate::origin::{Etag, Origin, OriginError, OriginErrorKind, OriginMeta, Store as OriginStore, Stored};
+use crate::read::ReadError;
 use crate::shard::Shard;
 use crate::store::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
 
@@ -277,7 +279,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             assert_eq!(Digest::of(&hit.body), digest, "I8: the memory tier holds verified bytes");
             return Some(hit.body);
         }
-        let body = match self.read_verified(&record.key, record.identity).await {
+        let body = match self.read_for_flush(record).await? {
             Ok(body) => body?,
             Err(error) => {
                 tracing::warn!(%error, "a dirty block could not be read for its flush");
@@ -286,6 +288,33 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         };
         // A newer put of the key may have been read instead.
         (Digest::of(&body) == digest).then_some(body)
+    }
+
+    /// As [`Shard::read_verified`], but one of several disks that is offline gets one read at a time, and is not waited for
+    /// beyond the time of any operation: its records must not hold the places of the others' in the flusher.
+    async fn read_for_flush(&self, record: &DirtyRecord) -> Option<Result<Option<Bytes>, ReadError>> {
+        let (identity, key) = (record.identity, record.key.clone());
+        let disk = self.disk(identity).ok()?;
+        if self.inner.disks.count() == 1 {
+            return Some(self.read_verified(&key, identity).await);
+        }
+        let is_trial = disk.is_offline();
+        if is_trial && disk.is_tried.replace(true) {
+            return None;
+        }
+        let patience = Box::pin(self.inner.runtime.sleep(disk.health.stalled_after()));
+        let (sender, receiver) = oneshot::channel();
+        let shard = self.clone();
+        // Not counted as running: a read that has no answer must not hold up a close. It keeps its pin until it ends.
+        self.inner.runtime.spawn(async move { drop(sender.send(shard.read_verified(&key, identity).await)) });
+        let read = match select(receiver, patience).await {
+            Either::Left((read, _)) => read.ok(),
+            Either::Right(_) => None,
+        };
+        if is_trial {
+            disk.is_tried.set(false);
+        }
+        read
     }
 
     /// The origin failed a flush.

@@ -181,7 +181,8 @@ async fn open_seat<D: Disk, R: Runtime>(
     let watched = WatchedDisk::new(device.clone(), Rc::clone(&health));
     match Store::open(watched, runtime.clone(), store_config).await {
         Ok((store, recovered)) => {
-            let disk = OpenDisk { number, device, store, health, coming_bytes: Rc::default() };
+            let disk =
+                OpenDisk { number, device, store, health, coming_bytes: Rc::default(), is_tried: Cell::new(false) };
             (place(Ok(disk)), Ok(recovered))
         }
         Err(error) => {

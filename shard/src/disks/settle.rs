@@ -51,7 +51,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             }
             inner.runtime.sleep(LOOK_EVERY).await;
         }
-        if !inner.stopping.get() {
+        if inner.disks.is_settled() && !inner.stopping.get() {
             tracing::info!(shard = inner.config.shard, "every key is on its own disk again");
         }
     }
