@@ -1,5 +1,8 @@
 //! What stays on disk, under simulation: used blocks when their region is reclaimed, blocks that come back, what a write
-//! budget keeps away and what it never does, and that what was changed does not come back by being written again (I6).
+//! budget keeps away and what it never does.
+//!
+//! Also that a put never waits for what need not be written, and that what was changed does not come back by being written
+//! again (I6). Each test runs the real shard and store in `SimWorld`.
 #![allow(clippy::unwrap_used)]
 
 #[path = "support/node.rs"]
