@@ -6,14 +6,19 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::fs;
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use forebay::routing::Routing;
 use forebay::token::{PublicKey, PublicKeys};
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::{Value, json};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -421,4 +426,31 @@ fn mistakes_are_one_line_with_the_fix() {
         .unwrap();
     says(&bad, 2, "port");
     assert!(admin.end(Signal::TERM).success());
+}
+
+#[test]
+fn a_stranger_is_refused_before_its_body_comes_and_leaves_nothing_behind() {
+    let admin = Admin::start();
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(admin.path("tls.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let trust = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let trust = Arc::new(trust);
+    for token in ["", "authorization: Bearer nonsense\r\n"] {
+        let socket = TcpStream::connect(admin.url.trim_start_matches("https://")).unwrap();
+        // Half of what a body may take to come.
+        socket.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        let name = ServerName::try_from("127.0.0.1").unwrap();
+        let mut tls =
+            rustls::StreamOwned::new(rustls::ClientConnection::new(Arc::clone(&trust), name).unwrap(), socket);
+        write!(tls, "POST /v1/stores HTTP/1.1\r\nhost: a\r\n{token}content-length: 60000\r\n\r\n{{").unwrap();
+        let mut head = [0; 12];
+        tls.read_exact(&mut head).unwrap();
+        assert_eq!(&head, b"HTTP/1.1 401");
+    }
+    assert_eq!(admin.json(&["store", "list"])["items"], json!([]));
 }

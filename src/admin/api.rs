@@ -18,7 +18,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::header::{AUTHORIZATION, IF_MATCH};
 use http::{HeaderMap, HeaderValue, Method, StatusCode};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use super::keys::{self, AuthError, Caller};
 use super::registry::{Actor, Applied, Change, Guard, Registry, looked};
@@ -37,6 +37,8 @@ pub struct App {
     revision: watch::Sender<Revision>,
     stopping: watch::Receiver<Stage>,
     signed: routing::SignedRoutings,
+    /// Places for those who wait for a change.
+    waits: Semaphore,
     clock: fn() -> u64,
 }
 
@@ -123,7 +125,8 @@ impl App {
     ) -> Result<App, super::registry::RegistryError> {
         let revision = looked(&*registry, |view| view.revision())?;
         let revision = watch::Sender::new(revision);
-        Ok(App { registry, revision, stopping, signed: routing::SignedRoutings::default(), clock })
+        let (signed, waits) = (routing::SignedRoutings::default(), Semaphore::new(routing::WAITS_MAX));
+        Ok(App { registry, revision, stopping, signed, waits, clock })
     }
 
     /// Answers one request.
@@ -138,13 +141,11 @@ impl App {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Reply, Fault> {
-        let (route, parameters) = find(&method, uri.path())?;
-        let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
-        let mut call = Call { parameters, query, headers, body, caller: None, now: (self.clock)() };
+        let (route, mut call) = self.begun(&method, uri, headers, body)?;
         let (need, work) = (route.need, route.work);
         let app = Arc::clone(self);
         let done = tokio::task::spawn_blocking(move || {
-            app.authorize(need, &mut call)?;
+            call.caller = app.admit(need, &call)?;
             match work {
                 Work::Blocking(work) => work(&app, &call).map(Done::Reply),
                 Work::Routing => Ok(Done::Waiting(call)),
@@ -152,37 +153,69 @@ impl App {
         });
         match done.await.map_err(|_| Fault::internal())?? {
             Done::Reply(reply) => Ok(reply),
-            Done::Waiting(call) => routing::wait(self, &call).await,
+            Done::Waiting(call) => routing::wait(self, Arc::new(call)).await,
         }
     }
 
-    /// Lets the request in, and notes who asks.
-    fn authorize(&self, need: Need, call: &mut Call) -> Result<(), Fault> {
+    /// Whether a request with this head would be let in: asked before its body is read, so that nobody else makes us hold one.
+    ///
+    /// # Errors
+    /// The answer, if it is not.
+    pub async fn let_in(self: &Arc<App>, method: &Method, uri: &http::Uri, headers: &HeaderMap) -> Result<(), Reply> {
+        let (route, call) = self.begun(method, uri, headers.clone(), Bytes::new()).map_err(Fault::reply)?;
+        let app = Arc::clone(self);
+        let admitted = tokio::task::spawn_blocking(move || app.admit(route.need, &call).map(drop));
+        admitted.await.unwrap_or_else(|_| Err(Fault::internal())).map_err(Fault::reply)
+    }
+
+    /// A request and its route.
+    fn begun(
+        &self,
+        method: &Method,
+        uri: &http::Uri,
+        headers: HeaderMap,
+        body: Bytes,
+    ) -> Result<(&'static Route, Call), Fault> {
+        let (route, parameters) = find(method, uri.path())?;
+        let query = url::form_urlencoded::parse(uri.query().unwrap_or_default().as_bytes()).into_owned().collect();
+        Ok((route, Call { parameters, query, headers, body, caller: None, now: (self.clock)() }))
+    }
+
+    /// Lets the request in at this moment, and says who asks; nobody does where no token is needed.
+    fn admit(&self, need: Need, call: &Call) -> Result<Option<Caller>, Fault> {
         if need == Need::Nothing {
-            return Ok(());
+            return Ok(None);
         }
+        let now = (self.clock)();
         let token = bearer(&call.headers).ok_or_else(|| Fault::unauthorized(&Refusal::Missing))?;
-        let authenticated = looked(&*self.registry, |view| match keys::authenticate(view, token, call.now) {
-            Err(AuthError::Registry(error)) => Err(error),
-            other => Ok(other),
+        let (authenticated, made) = looked(&*self.registry, |view| {
+            let made = if need == Need::Volume { view.volume_made(call.parameter("volume"))? } else { None };
+            match keys::authenticate(view, token, now) {
+                Err(AuthError::Registry(error)) => Err(error),
+                other => Ok((other, made)),
+            }
         })?;
         let caller = authenticated.map_err(|error| Fault::unauthorized(&error))?;
         match (&caller, need) {
             (Caller::Operator(claims), Need::Operator) if claims.role < Role::Operator => {
                 return Err(Fault::forbidden("the token is a viewer's: changes take an operator's"));
             }
-            (Caller::Operator(_), _) | (Caller::Client(_), Need::AnyToken) => (),
-            (Caller::Client(grant), Need::Volume) => {
+            (Caller::Operator(_), _) | (Caller::Client { .. }, Need::AnyToken) => (),
+            (Caller::Client { grant, issued }, Need::Volume) => {
                 grant
-                    .allows(call.parameter("volume"), Right::Read, call.now)
+                    .allows(call.parameter("volume"), Right::Read, now)
                     .map_err(|refusal| Fault::forbidden(&refusal))?;
+                if made.is_some_and(|made| *issued < made) {
+                    return Err(Fault::forbidden(
+                        "the volume was deleted and made again since the token was issued: have a new one issued",
+                    ));
+                }
             }
-            (Caller::Client(_), _) => {
+            (Caller::Client { .. }, _) => {
                 return Err(Fault::forbidden("the token is for volumes: this takes an operator's"));
             }
         }
-        call.caller = Some(caller);
-        Ok(())
+        Ok(Some(caller))
     }
 
     /// Makes a change and wakes whoever waits for one.
@@ -286,7 +319,7 @@ impl Call {
     fn actor(&self) -> Actor {
         let (subject, token) = match &self.caller {
             Some(Caller::Operator(claims)) => (claims.sub.clone(), claims.jti.clone()),
-            Some(Caller::Client(grant)) => (grant.claims().sub.clone(), grant.claims().jti.clone()),
+            Some(Caller::Client { grant, .. }) => (grant.claims().sub.clone(), grant.claims().jti.clone()),
             None => Default::default(),
         };
         Actor { subject, token, at: self.now }

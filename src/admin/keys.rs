@@ -10,10 +10,10 @@ use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
 use super::registry::{
-    Actor, Applied, Change, Guard, KeyRecord, Listing, Record, RecordId, Registry, RegistryError, TokenRecord, View,
-    looked,
+    Actor, Applied, Change, Guard, KeyRecord, Listing, Record, RecordId, Registry, RegistryError, TokenRecord,
+    Versioned, View, looked,
 };
-use crate::resource::Invalid;
+use crate::resource::{Invalid, Revision};
 use crate::token::{
     Claims, Grant, OperatorClaims, PublicKey, PublicKeys, Refusal, Right, Role, SigningKey, generate_key,
 };
@@ -30,7 +30,12 @@ pub enum Caller {
     /// An operator.
     Operator(OperatorClaims),
     /// A client or proxy, with a token for volumes.
-    Client(Grant),
+    Client {
+        /// What it opens, by name.
+        grant: Grant,
+        /// When it was issued: a volume that was made later is another one.
+        issued: Revision,
+    },
 }
 
 /// Why a token is not accepted.
@@ -118,21 +123,25 @@ fn verifying(view: &dyn View) -> Result<PublicKeys, RegistryError> {
 /// Why it is not accepted.
 pub fn authenticate(view: &dyn View, token: &str, now: u64) -> Result<Caller, AuthError> {
     let keys = verifying(view)?;
-    let (caller, id) = match OperatorClaims::verify(token, &keys, now) {
+    match OperatorClaims::verify(token, &keys, now) {
         Ok(claims) => {
-            let id = claims.jti.clone();
-            (Caller::Operator(claims), id)
+            listed(view, &claims.jti)?;
+            Ok(Caller::Operator(claims))
         }
         // Not an operator's, but perhaps a client's.
         Err(Refusal::Malformed) => {
             let grant = keys.verify(token, now)?;
-            let id = grant.claims().jti.clone();
-            (Caller::Client(grant), id)
+            let issued = listed(view, &grant.claims().jti)?;
+            Ok(Caller::Client { grant, issued })
         }
-        Err(refusal) => return Err(refusal.into()),
-    };
-    match view.one(&RecordId::Token(id))?.map(|found| found.record) {
-        Some(Record::Token(TokenRecord { revoked_at: None, .. })) => Ok(caller),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// When a token was issued, if it is still good: only its revocation ever changes its record.
+fn listed(view: &dyn View, id: &str) -> Result<Revision, AuthError> {
+    match view.one(&RecordId::Token(id.to_owned()))? {
+        Some(Versioned { record: Record::Token(TokenRecord { revoked_at: None, .. }), revision }) => Ok(revision),
         _ => Err(AuthError::Unlisted),
     }
 }
@@ -193,13 +202,16 @@ fn check(wish: &Wish) -> Result<(), RegistryError> {
 /// # Errors
 /// There is no such token; the registry's.
 pub fn revoke(registry: &dyn Registry, id: &str, by: &Actor) -> Result<Applied, RegistryError> {
-    let found = looked(registry, |view| view.one(&RecordId::Token(id.to_owned())))?;
-    match found.map(|found| (found.revision, found.record)) {
-        Some((revision, Record::Token(mut token))) => {
-            token.revoked_at.get_or_insert(by.at);
-            let change = Change::Replace(Record::Token(token), Guard::Seen(revision));
-            registry.change(&change, by)
+    loop {
+        let found = looked(registry, |view| view.one(&RecordId::Token(id.to_owned())))?;
+        let Some(Versioned { record: Record::Token(mut token), revision }) = found else {
+            return Err(RegistryError::NotFound(format!("token {id}")));
+        };
+        token.revoked_at.get_or_insert(by.at);
+        match registry.change(&Change::Replace(Record::Token(token), Guard::Seen(revision)), by) {
+            // Somebody else revoked it meanwhile, which is all that ever changes it: the next look finds that, and leaves it.
+            Err(RegistryError::Stale(_)) => (),
+            other => return other,
         }
-        _ => Err(RegistryError::NotFound(format!("token {id}"))),
     }
 }

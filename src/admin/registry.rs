@@ -252,6 +252,13 @@ pub trait View {
     /// # Errors
     /// [`RegistryError::Storage`].
     fn routing_revision(&self, volume: &str) -> Result<Option<Revision>, RegistryError>;
+
+    /// The revision in which a volume was made: tokens issued before it were for another one of that name, which was deleted. `None` if there
+    /// is no such volume.
+    ///
+    /// # Errors
+    /// [`RegistryError::Storage`].
+    fn volume_made(&self, volume: &str) -> Result<Option<Revision>, RegistryError>;
 }
 
 /// The admin's storage. Calls block: they are made from threads that may.

@@ -6,6 +6,7 @@ use super::keys;
 use super::registry::{Listing, Record, RecordId, RegistryError, View};
 use crate::resource::{Group, Member, Store};
 use crate::routing::{FORMAT, RoutedGroup, RoutedKey, RoutedMember, RoutedStore, Routing};
+use crate::token::LEEWAY_SECONDS;
 
 /// What the clients of `volume` are told at `now` (unix seconds); `None` if there is no such volume.
 ///
@@ -23,11 +24,14 @@ pub fn gather(view: &dyn View, volume: &str, now: u64) -> Result<Option<Routing>
         }
     }
     let keys = keys::records(view)?.into_iter().map(|key| RoutedKey { id: key.id, public: key.public }).collect();
-    let revoked = view.list(&Listing::Tokens)?.into_iter().filter_map(|token| match token.record {
-        Record::Token(token)
-            if token.revoked_at.is_some() && token.expires_at > now && token.volumes.contains_key(volume) =>
-        {
-            Some(token.id)
+    let made = view.volume_made(volume)?.unwrap_or_default();
+    let revoked = view.list(&Listing::Tokens)?.into_iter().filter_map(|found| match found.record {
+        Record::Token(token) if token.volumes.contains_key(volume) => {
+            // Issued before the volume was made: for another one of its name.
+            let is_ended = token.revoked_at.is_some() || found.revision < made;
+            // As long as a proxy would take it otherwise.
+            let is_current = now < token.expires_at.saturating_add(LEEWAY_SECONDS);
+            (is_ended && is_current).then_some(token.id)
         }
         _ => None,
     });

@@ -241,8 +241,9 @@ pub fn touched(view: &dyn View, id: &RecordId, after: Option<&Record>) -> Result
     Ok(Touched::Volumes(volumes))
 }
 
-/// Fills in what a record leaves to us: the id of a member, the reference to credentials that a reader was never shown.
-pub fn complete(record: &mut Record, before: Option<&Record>) {
+/// Fills in what `change` leaves to us in its record: the id of a member; in an update, the reference to credentials that a reader was never
+/// shown. A create names all of it: one without credentials is not the same as one with them.
+pub fn complete(record: &mut Record, change: &Change, before: Option<&Record>) {
     match (record, before) {
         (Record::Member(member), Some(Record::Member(before))) if member.id.is_none() => {
             member.id.clone_from(&before.id)
@@ -250,7 +251,9 @@ pub fn complete(record: &mut Record, before: Option<&Record>) {
         (Record::Member(member), None) if member.id.is_none() => {
             member.id = Some(MemberId(StdRng::from_os_rng().random()).to_string());
         }
-        (Record::Store(store), Some(Record::Store(before))) if store.credentials.is_none() => {
+        (Record::Store(store), Some(Record::Store(before)))
+            if store.credentials.is_none() && matches!(change, Change::Replace(..)) =>
+        {
             store.credentials.clone_from(&before.credentials);
         }
         _ => (),

@@ -15,7 +15,7 @@ use bytes::Bytes;
 use http::header::CONTENT_TYPE;
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
-use hyper::body::Incoming;
+use hyper::body::{Body as _, Incoming};
 use hyper::server::conn::{http1, http2};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
@@ -38,6 +38,11 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(20);
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const STREAMS_MAX: u32 = 32;
+/// What a client may send of bodies before they are read: by stream, by connection.
+const STREAM_WINDOW_BYTES: u32 = BODY_BYTES_MAX as u32;
+const CONNECTION_WINDOW_BYTES: u32 = 4 * STREAM_WINDOW_BYTES;
+/// A connection without a request for so long is closed, also if its client takes no answers.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(120);
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// For what was begun when the server is told to stop.
 const STOP_BOUND: Duration = Duration::from_secs(5);
@@ -149,10 +154,18 @@ async fn connection(
     stream.set_nodelay(true)?;
     let stream = tokio::time::timeout(HANDSHAKE_TIMEOUT, acceptor.accept(stream)).await.context("no handshake")??;
     let is_http2 = stream.get_ref().1.alpn_protocol() == Some(b"h2");
+    let (running, seen) = watch::channel(0);
+    let running = Arc::new(running);
     let service = service_fn(move |request| {
-        let app = Arc::clone(&app);
-        async move { Ok::<_, Infallible>(answer(&app, request).await) }
+        let (app, running) = (Arc::clone(&app), Running::new(&running));
+        async move {
+            let answer = answer(&app, request).await;
+            drop(running);
+            Ok::<_, Infallible>(answer)
+        }
     });
+    let idle = idle(seen, IDLE_TIMEOUT);
+    tokio::pin!(idle);
     let stop = async move { drop(stopping.wait_for(|stage| *stage == Stage::Stopping).await) };
     tokio::pin!(stop);
     let io = TokioIo::new(stream);
@@ -160,10 +173,13 @@ async fn connection(
         let mut builder = http2::Builder::new(TokioExecutor::new());
         builder.timer(TokioTimer::new()).keep_alive_interval(PING_INTERVAL).max_concurrent_streams(STREAMS_MAX);
         builder.max_header_list_size(u32::try_from(HEAD_BYTES_MAX)?);
+        builder.initial_stream_window_size(STREAM_WINDOW_BYTES);
+        builder.initial_connection_window_size(CONNECTION_WINDOW_BYTES);
         let serving = builder.serve_connection(io, service);
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return Ok(ended?),
+            () = &mut idle => anyhow::bail!("idle"),
             () = &mut stop => serving.as_mut().graceful_shutdown(),
         }
         Ok(serving.await?)
@@ -174,19 +190,53 @@ async fn connection(
         tokio::pin!(serving);
         tokio::select! {
             ended = &mut serving => return Ok(ended?),
+            () = &mut idle => anyhow::bail!("idle"),
             () = &mut stop => serving.as_mut().graceful_shutdown(),
         }
         Ok(serving.await?)
     }
 }
 
+/// A request that runs, for as long as this lives.
+struct Running(Arc<watch::Sender<usize>>);
+
+impl Running {
+    fn new(running: &Arc<watch::Sender<usize>>) -> Running {
+        running.send_modify(|count| *count += 1);
+        Running(Arc::clone(running))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+/// Ends when no request has run for `bound`.
+async fn idle(mut running: watch::Receiver<usize>, bound: Duration) {
+    loop {
+        let is_idle = *running.borrow_and_update() == 0;
+        let changed = running.changed();
+        // An error: the connection has ended.
+        let goes_on = if is_idle {
+            matches!(tokio::time::timeout(bound, changed).await, Ok(Ok(())))
+        } else {
+            changed.await.is_ok()
+        };
+        if !goes_on {
+            return;
+        }
+    }
+}
+
 /// One request.
 async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Response<Full<Bytes>> {
     let (head, body) = request.into_parts();
-    let reply = match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
-        Ok(Ok(body)) => app.answer(head.method.clone(), &head.uri, head.headers, body.to_bytes()).await,
-        Ok(Err(error)) if error.is::<LengthLimitError>() => Fault::body_too_large().reply(),
-        Ok(Err(_)) | Err(_) => Fault::body_incomplete().reply(),
+    let let_in = if body.is_end_stream() { Ok(()) } else { app.let_in(&head.method, &head.uri, &head.headers).await };
+    let reply = match let_in {
+        Ok(()) => answer_body(app, &head, body).await,
+        Err(refusal) => refusal,
     };
     // The query is left out: nothing in it is secret today, and nothing shall become so by mistake.
     debug!(method = %head.method, path = head.uri.path(), status = reply.status.as_u16(), "answered");
@@ -198,6 +248,15 @@ async fn answer(app: &Arc<App>, request: Request<Incoming>) -> Response<Full<Byt
         response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
     }
     response
+}
+
+/// Reads the body and answers.
+async fn answer_body(app: &Arc<App>, head: &http::request::Parts, body: Incoming) -> Reply {
+    match tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, BODY_BYTES_MAX).collect()).await {
+        Ok(Ok(body)) => app.answer(head.method.clone(), &head.uri, head.headers.clone(), body.to_bytes()).await,
+        Ok(Err(error)) if error.is::<LengthLimitError>() => Fault::body_too_large().reply(),
+        Ok(Err(_)) | Err(_) => Fault::body_incomplete().reply(),
+    }
 }
 
 /// Tells whoever started the server where it listens; moved into place whole.
@@ -220,5 +279,27 @@ fn raise_file_limit(connections: usize) {
             open_files = limit.maximum,
             connections, "fewer open files than connections are allowed: raise `ulimit -n`"
         );
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_connection_is_idle_when_no_request_runs() {
+        const BOUND: Duration = Duration::from_millis(50);
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let (running, seen) = watch::channel(0);
+            let running = Arc::new(running);
+            tokio::time::timeout(Duration::from_secs(20), idle(seen.clone(), BOUND)).await.unwrap();
+            let request = Running::new(&running);
+            let waiting = tokio::time::timeout(4 * BOUND, idle(seen.clone(), BOUND)).await;
+            assert!(waiting.is_err(), "a long poll runs: the connection is in use");
+            drop(request);
+            tokio::time::timeout(Duration::from_secs(20), idle(seen, BOUND)).await.unwrap();
+        });
     }
 }

@@ -23,12 +23,15 @@ use super::registry::{
 };
 use super::rules::{self, Touched};
 use crate::resource::Revision;
+use crate::token::LEEWAY_SECONDS;
 use rows::Sight;
 
 /// How long one connection waits for another that writes.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(10);
 /// The audit log forgets what is older than so many changes.
 const AUDIT_ROWS_KEPT: u64 = 1_000_000;
+/// It is looked whether there are so many once in so many changes.
+const AUDIT_PRUNED_EACH: u64 = 1_000;
 /// For so long after its end a token is still listed.
 const TOKEN_KEPT_SECONDS: u64 = 7 * 86_400;
 
@@ -42,6 +45,8 @@ impl From<rusqlite::Error> for RegistryError {
 pub struct Sqlite {
     writer: Mutex<Connection>,
     reader: Mutex<Connection>,
+    /// Let go of after the connections.
+    _use: files::Use,
 }
 
 impl Sqlite {
@@ -51,12 +56,13 @@ impl Sqlite {
     /// What the disk or SQLite say; a database of a later version, or of another program.
     pub fn open(directory: &Path) -> Result<Sqlite, RegistryError> {
         let path = directory.join(DATABASE);
+        let in_use = files::use_of(directory)?;
         files::make_private(&path)?;
         files::sync_directory(directory)?;
         let mut writer = connect(&path)?;
         migrations::run(&mut writer)?;
         let reader = connect(&path)?;
-        Ok(Sqlite { writer: Mutex::new(writer), reader: Mutex::new(reader) })
+        Ok(Sqlite { writer: Mutex::new(writer), reader: Mutex::new(reader), _use: in_use })
     }
 
     fn reader(&self) -> MutexGuard<'_, Connection> {
@@ -118,18 +124,14 @@ fn apply(transaction: &Transaction<'_>, change: &Change, by: &Actor) -> Result<A
     };
     let before = view.one(&id)?;
     let record = record.map(|mut record| {
-        rules::complete(&mut record, before.as_ref().map(|before| &before.record));
+        rules::complete(&mut record, change, before.as_ref().map(|before| &before.record));
         record
     });
     let before = match (change, before) {
         (Change::Create(_), Some(before)) if record.as_ref() == Some(&before.record) => {
             return Ok(Applied::Same(before));
         }
-        (Change::Create(_), Some(_)) => {
-            return Err(RegistryError::Exists(format!(
-                "there is another {id}: choose another name, or update that one"
-            )));
-        }
+        (Change::Create(_), Some(_)) => return Err(other_exists(&id)),
         (Change::Create(_), None) => None,
         (_, None) => return Err(RegistryError::NotFound(id.to_string())),
         (_, Some(before)) => Some(seen(before, guard)?),
@@ -157,6 +159,14 @@ fn apply(transaction: &Transaction<'_>, change: &Change, by: &Actor) -> Result<A
         Some(record) => Applied::Changed(Versioned { record, revision }),
         None => Applied::Deleted(revision),
     })
+}
+
+fn other_exists(id: &RecordId) -> RegistryError {
+    let compared = match id {
+        RecordId::Store(_) => " (credentials count too, though they are never shown)",
+        _ => "",
+    };
+    RegistryError::Exists(format!("there is another {id}{compared}: choose another name, or update that one"))
 }
 
 fn seen(before: Versioned, guard: Guard) -> Result<Versioned, RegistryError> {
@@ -212,10 +222,7 @@ fn write(
             if is_there {
                 rows::update(transaction, record, revision)?;
             } else {
-                if rows::count(transaction, id)? >= RECORDS_MAX {
-                    let words = format!("there are {RECORDS_MAX} of them, which is the most: delete one first");
-                    return Err(RegistryError::Refused(words).into());
-                }
+                make_room(transaction, id, by)?;
                 rows::insert(transaction, record, revision)?;
             }
             rules::touched(&view, id, Some(record))?
@@ -232,6 +239,25 @@ fn write(
         }
     }
     Ok(())
+}
+
+/// Makes sure that there may be one more record where `id` goes. Tokens that have ended are the first to go.
+fn make_room(transaction: &Transaction<'_>, id: &RecordId, by: &Actor) -> Result<(), Unwritten> {
+    if rows::count(transaction, id)? < RECORDS_MAX {
+        return Ok(());
+    }
+    let fix = match id {
+        RecordId::Token(_) => {
+            let ended = by.at.saturating_sub(LEEWAY_SECONDS);
+            if transaction.execute("DELETE FROM tokens WHERE expires_at <= ?1", params![ended])? > 0 {
+                return Ok(());
+            }
+            "wait until some have ended, and issue fewer or shorter ones"
+        }
+        _ => "delete one first",
+    };
+    let words = format!("there are {RECORDS_MAX} of them, which is the most: {fix}");
+    Err(RegistryError::Refused(words).into())
 }
 
 /// What a foreign key or a unique column said, for people. The rules catch what they can explain better.
@@ -274,8 +300,12 @@ fn audit(
         to: record.map(Record::shown),
     };
     rows::add_audit(transaction, &row)?;
-    let kept_from = revision.saturating_sub(AUDIT_ROWS_KEPT);
-    transaction.execute("DELETE FROM audit WHERE revision < ?1", params![kept_from])?;
+    if revision.is_multiple_of(AUDIT_PRUNED_EACH) {
+        // Counted in rows: a restore leaves a wide gap between revisions.
+        let sql =
+            "DELETE FROM audit WHERE revision <= (SELECT revision FROM audit ORDER BY revision DESC LIMIT 1 OFFSET ?1)";
+        transaction.execute(sql, params![AUDIT_ROWS_KEPT])?;
+    }
     Ok(())
 }
 

@@ -112,6 +112,7 @@ pub fn run(args: AdminArgs) -> anyhow::Result<()> {
             println!("{}: everything, signing keys too", out.display());
         }
         Some(AdminCommand::Restore { from }) => {
+            start_logs(&config.log());
             let _claim = sqlite::claim(directory)?;
             let revision = sqlite::restore(directory, &from, &itself("forebay admin restore"))?;
             println!("{}: restored from {}, now revision {revision}", directory.display(), from.display());

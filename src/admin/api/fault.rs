@@ -88,6 +88,10 @@ impl Fault {
         Fault { field, ..Fault::new(Problem::BadBody, fix) }
     }
 
+    pub(super) fn too_many_wait() -> Fault {
+        Fault::new(Problem::QueueFull, "too many wait for a change: ask without `wait`, or again later")
+    }
+
     /// A body beyond [`super::BODY_BYTES_MAX`].
     pub(in crate::admin) fn body_too_large() -> Fault {
         Fault::new(Problem::BodyTooLarge, format!("send at most {} bytes", super::BODY_BYTES_MAX))

@@ -95,17 +95,19 @@ pub(super) fn body<T: DeserializeOwned>(call: &Call) -> Result<T, Fault> {
 
 /// serde's words without the value that they quote (`invalid type: string "…"`, `unknown variant …`).
 fn without_values(words: &str) -> String {
-    let words = words.split(" at line ").next().unwrap_or_default();
-    let words = match words.strip_prefix("unknown variant `").and_then(|rest| rest.rsplit_once("`, expected ")) {
+    // serde_json adds the place last; a value may hold the same words.
+    let words = words.rsplit_once(" at line ").map_or(words, |(words, _)| words);
+    if let Some((_, expected)) =
+        words.strip_prefix("unknown variant `").and_then(|rest| rest.rsplit_once("`, expected "))
+    {
         // The value comes first, and may hold the separator itself: what is expected is the last.
-        Some((_, expected)) => return format!("unknown variant, expected {expected}"),
-        None => words,
-    };
-    let mut kept = String::new();
-    for (index, part) in words.split('"').enumerate() {
-        kept.push_str(if index % 2 == 0 { part } else { "…" });
+        return format!("unknown variant, expected {expected}");
     }
-    kept
+    // A value may hold quotes; what is expected holds none.
+    match (words.find('"'), words.rfind('"')) {
+        (Some(first), Some(last)) if first < last => format!("{}…{}", &words[..first], &words[last + 1..]),
+        _ => words.to_owned(),
+    }
 }
 
 fn create<T: Kind>(app: &App, call: &Call) -> Result<Reply, Fault> {

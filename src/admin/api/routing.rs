@@ -24,8 +24,12 @@ use crate::routing::MEDIA_TYPE;
 
 /// The longest wait.
 pub const WAIT_MAX: Duration = Duration::from_secs(60);
+/// Those who wait, at most; HTTP/2 lets one connection wait many times.
+pub(super) const WAITS_MAX: usize = 16_384;
 /// Signed documents kept.
 const SIGNED_MAX: usize = 1_024;
+/// And their bytes.
+const SIGNED_BYTES_MAX: usize = 64 << 20;
 
 /// Signed documents, by volume.
 #[derive(Default)]
@@ -53,17 +57,20 @@ pub fn route() -> Route {
 }
 
 /// Answers at once, or when there is news, or when the wait is over.
-pub(super) async fn wait(app: &Arc<App>, call: &Call) -> Result<Reply, Fault> {
-    let (since, wait) = asked(call)?;
+pub(super) async fn wait(app: &Arc<App>, call: Arc<Call>) -> Result<Reply, Fault> {
+    let (since, wait) = asked(&call)?;
     let until = Instant::now() + wait;
+    let mut place = None;
     let mut changes = app.revision.subscribe();
     let mut stopping = app.stopping.clone();
     loop {
         // Before the look: a change that comes after it wakes us.
         changes.mark_unchanged();
-        let signed = look(app, call.parameter("volume"), since, call.now).await?;
-        if let Seen::News(signed) = signed {
+        if let Seen::News(signed) = look(app, &call, since).await? {
             return Ok(reply(signed));
+        }
+        if place.is_none() && !wait.is_zero() {
+            place = Some(app.waits.try_acquire().map_err(|_| Fault::too_many_wait())?);
         }
         let woken = timeout_at(until, async {
             tokio::select! {
@@ -99,10 +106,12 @@ enum Seen {
     Same,
 }
 
-/// Looks into the registry, on a thread that may block.
-async fn look(app: &Arc<App>, volume: &str, since: Option<Revision>, now: u64) -> Result<Seen, Fault> {
-    let (app, volume) = (Arc::clone(app), volume.to_owned());
+/// Looks into the registry, on a thread that may block; each time for one whose token is still good.
+async fn look(app: &Arc<App>, call: &Arc<Call>, since: Option<Revision>) -> Result<Seen, Fault> {
+    let (app, call) = (Arc::clone(app), Arc::clone(call));
     let looking = tokio::task::spawn_blocking(move || {
+        app.admit(Need::Volume, &call)?;
+        let (volume, now) = (call.parameter("volume").to_owned(), (app.clock)());
         let absent = || RegistryError::NotFound(format!("volume {volume}"));
         let revision = looked(&*app.registry, |view| view.routing_revision(&volume))?.ok_or_else(absent)?;
         if since == Some(revision) {
@@ -118,9 +127,9 @@ async fn look(app: &Arc<App>, volume: &str, since: Option<Revision>, now: u64) -
         let document = routing.sign(&key).map_err(|error| RegistryError::Storage(Box::new(error)))?;
         let signed = Signed { revision: routing.revision, document: document.into() };
         app.signed.keep(&volume, signed.clone());
-        Ok::<_, RegistryError>(Seen::News(signed))
+        Ok::<_, Fault>(Seen::News(signed))
     });
-    Ok(looking.await.map_err(|_| Fault::internal())??)
+    looking.await.map_err(|_| Fault::internal())?
 }
 
 fn reply(signed: Signed) -> Reply {
@@ -138,9 +147,27 @@ impl SignedRoutings {
 
     fn keep(&self, volume: &str, signed: Signed) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if kept.len() >= SIGNED_MAX && !kept.contains_key(volume) {
+        kept.remove(volume);
+        let bytes = kept.values().map(|signed| signed.document.len()).sum::<usize>() + signed.document.len();
+        if kept.len() >= SIGNED_MAX || bytes > SIGNED_BYTES_MAX {
             kept.clear();
         }
         kept.insert(volume.to_owned(), signed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signed_documents_are_bounded_in_bytes() {
+        let signed = SignedRoutings::default();
+        let document = Bytes::from(vec![b'x'; SIGNED_BYTES_MAX / 4]);
+        for number in 0..20 {
+            signed.keep(&format!("v-{number}"), Signed { revision: number, document: document.clone() });
+            let kept = (0..=number).filter(|&number| signed.kept(&format!("v-{number}"), number).is_some()).count();
+            assert!((1..=4).contains(&kept), "{kept} of {} bytes each", document.len());
+        }
     }
 }

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod hostile;
+
 use std::collections::BTreeSet;
 use std::future::Future;
 use std::time::Duration;

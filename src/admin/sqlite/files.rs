@@ -12,6 +12,7 @@ use super::super::registry::RegistryError;
 /// The database's name in the directory.
 pub const DATABASE: &str = "admin.db";
 const LOCK: &str = "admin.lock";
+const USE_LOCK: &str = "admin.use";
 
 /// Held while a server works in a directory, or a restore replaces what is there; the kernel lets go of it when the process ends.
 #[derive(Debug)]
@@ -42,6 +43,39 @@ pub fn claim(directory: &Path) -> Result<Claim, RegistryError> {
         ))
     })?;
     Ok(Claim { _lock: lock })
+}
+
+/// Held while a process works with the database, a server or a command beside it; or, alone, while a restore replaces it: what a command
+/// writes never goes into a file that was replaced under it.
+#[derive(Debug)]
+pub struct Use {
+    _lock: File,
+}
+
+/// Notes that this process works with the database in `directory`.
+///
+/// # Errors
+/// A restore replaces it just now.
+pub fn use_of(directory: &Path) -> Result<Use, RegistryError> {
+    let words = "a restore is replacing it: try again when that has ended";
+    lock_use(directory, rustix::fs::FlockOperation::NonBlockingLockShared, words)
+}
+
+/// Notes that nobody else may work with the database in `directory`.
+///
+/// # Errors
+/// Somebody does.
+pub fn sole_use_of(directory: &Path) -> Result<Use, RegistryError> {
+    let words = "the database is in use by a command: try again when that has ended";
+    lock_use(directory, rustix::fs::FlockOperation::NonBlockingLockExclusive, words)
+}
+
+fn lock_use(directory: &Path, how: rustix::fs::FlockOperation, words: &str) -> Result<Use, RegistryError> {
+    let path = directory.join(USE_LOCK);
+    let lock = OpenOptions::new().create(true).write(true).truncate(false).mode(0o600).open(path)?;
+    let refused = |_| RegistryError::Refused(format!("{}: {words}", directory.display()));
+    rustix::fs::flock(&lock, how).map_err(refused)?;
+    Ok(Use { _lock: lock })
 }
 
 /// Makes sure that `path` exists and is its owner's alone; SQLite gives its companions the same rights.

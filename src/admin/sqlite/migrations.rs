@@ -10,7 +10,7 @@ use super::super::registry::RegistryError;
 /// `FBAD`: says that a file is ours before anything else of it is believed.
 const APPLICATION_ID: i32 = 0x4642_4144;
 
-const STEPS: [&str; 1] = [
+const STEPS: [&str; 2] = [
     // 1: everything.
     "
     CREATE TABLE meta (
@@ -87,6 +87,13 @@ const STEPS: [&str; 1] = [
         name TEXT NOT NULL,
         became TEXT
     ) STRICT;
+    ",
+    // 2: when a volume was made, so that a token of one that was deleted does not open another of its name.
+    "
+    ALTER TABLE volumes ADD COLUMN made INTEGER NOT NULL DEFAULT 0;
+    UPDATE volumes SET made = coalesce(
+        (SELECT max(revision) FROM audit WHERE kind = 'volume' AND action = 'create' AND audit.name = volumes.name), 0
+    );
     ",
 ];
 

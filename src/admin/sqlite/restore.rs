@@ -11,13 +11,17 @@ use std::time::Duration;
 use rusqlite::backup::Backup;
 use rusqlite::{Connection, OpenFlags, params};
 
-use super::super::registry::{Actor, AuditRow, RegistryError};
+use super::super::registry::{
+    Actor, AuditRow, Listing, Record, RecordId, RegistryError, TokenRecord, Versioned, View as _,
+};
+use super::rows::Sight;
 use super::{files, migrations, rows};
 use crate::resource::Revision;
 
 const STEP: std::ffi::c_int = 256;
-/// How far the revision leaps if the replaced database can't tell how far it had come: further than anybody has seen.
-const LEAP: Revision = 1_000_000_000;
+/// Revisions start again at so many for each second since 1970, for nobody can tell how far the lost database had come: further than it
+/// can have counted, also if it was a restored one. 2^53, what JavaScript counts to, is reached in the year 2255.
+const REVISIONS_PER_SECOND: Revision = 1_000_000;
 
 /// Copies everything that `from` sees into a new file at `to`.
 pub fn backup(from: &Connection, to: &Path) -> Result<(), RegistryError> {
@@ -77,6 +81,7 @@ pub fn restore(directory: &Path, from: &Path, by: &Actor) -> Result<Revision, Re
         RegistryError::Refused(words) => RegistryError::Refused(format!("{}: {words}", from.display())),
         other => other,
     };
+    let _alone = files::sole_use_of(directory)?;
     let path = directory.join(files::DATABASE);
     let new = with_suffix(&path, ".new");
     let _ = fs::remove_file(&new);
@@ -86,8 +91,7 @@ pub fn restore(directory: &Path, from: &Path, by: &Actor) -> Result<Revision, Re
     let mut copy = copy(&source, &new)?;
     drop(source);
     migrations::run(&mut copy).map_err(named)?;
-    let seen = seen_revision(&path);
-    let revision = mark(&mut copy, seen, from, by)?;
+    let revision = mark(&mut copy, &replaced(&path), from, by)?;
     prove(&copy)?;
     copy.close().map_err(|(_, error)| error)?;
     File::open(&new)?.sync_all()?;
@@ -97,26 +101,57 @@ pub fn restore(directory: &Path, from: &Path, by: &Actor) -> Result<Revision, Re
     Ok(revision)
 }
 
-/// How far the database that is replaced had come, its WAL folded in and gone; `None` if it can't be read.
-fn seen_revision(path: &Path) -> Option<Revision> {
-    if !path.exists() {
-        return Some(0);
-    }
-    let old = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE).ok()?;
-    let revision = old.query_row("SELECT revision FROM meta", [], |row| row.get(0)).ok()?;
-    // Leaving WAL mode folds the WAL in and removes it: it must not be taken for the new database's.
-    old.pragma_update(None, "journal_mode", "DELETE").ok()?;
-    old.close().ok()?;
-    Some(revision)
+/// What a restore must not undo of the database that it replaces.
+#[derive(Debug, Default)]
+struct Replaced {
+    revision: Revision,
+    tokens: Vec<TokenRecord>,
+    /// Ids of keys that were deleted.
+    keys_deleted: Vec<String>,
 }
 
-/// Lifts the revision above `seen`, marks every volume as changed, writes the audit row.
-fn mark(copy: &mut Connection, seen: Option<Revision>, from: &Path, by: &Actor) -> Result<Revision, RegistryError> {
+/// Reads the database that is replaced; nothing of it if that can't be read.
+fn replaced(path: &Path) -> Replaced {
+    if !path.exists() {
+        return Replaced::default();
+    }
+    read_replaced(path).unwrap_or_else(|error| {
+        let consequence = "tokens revoked and keys deleted since the backup are good again: rotate keys";
+        tracing::warn!(%error, "the replaced database can't be read: {consequence}");
+        Replaced::default()
+    })
+}
+
+fn read_replaced(path: &Path) -> Result<Replaced, RegistryError> {
+    let old = Connection::open_with_flags(path, OpenFlags::SQLITE_OPEN_READ_WRITE)?;
+    let revision = Sight(&old).revision()?;
+    let tokens = Sight(&old).list(&Listing::Tokens)?.into_iter().filter_map(|found| match found.record {
+        Record::Token(token) => Some(token),
+        _ => None,
+    });
+    let tokens = tokens.collect();
+    let mut statement = old.prepare("SELECT name FROM audit WHERE kind = 'key' AND action = 'delete'")?;
+    let keys_deleted = statement.query_map([], |row| row.get(0))?.collect::<Result<_, _>>()?;
+    drop(statement);
+    // Leaving WAL mode folds the WAL in and removes it: it must not be taken for the new database's.
+    old.pragma_update(None, "journal_mode", "DELETE")?;
+    old.close().map_err(|(_, error)| error)?;
+    Ok(Replaced { revision, tokens, keys_deleted })
+}
+
+/// Lifts the revision above every one seen, ends the tokens and keys that had ended, marks every volume as changed, writes the audit row.
+fn mark(copy: &mut Connection, replaced: &Replaced, from: &Path, by: &Actor) -> Result<Revision, RegistryError> {
     let transaction = copy.transaction()?;
     let own: Revision = transaction.query_row("SELECT revision FROM meta", [], |row| row.get(0))?;
-    let revision = seen.map_or(own + LEAP, |seen| own.max(seen) + 1);
+    let revision = own.max(replaced.revision).saturating_add(1).max(by.at.saturating_mul(REVISIONS_PER_SECOND));
     transaction.execute("UPDATE meta SET revision = ?1", params![revision])?;
     transaction.execute("UPDATE volumes SET routing = ?1", params![revision])?;
+    for key in &replaced.keys_deleted {
+        transaction.execute("DELETE FROM keys WHERE id = ?1", params![key])?;
+    }
+    for token in &replaced.tokens {
+        end_token(&transaction, token, revision, by)?;
+    }
     let row = AuditRow {
         revision,
         at: by.at,
@@ -130,6 +165,24 @@ fn mark(copy: &mut Connection, seen: Option<Revision>, from: &Path, by: &Actor) 
     rows::add_audit(&transaction, &row)?;
     transaction.commit()?;
     Ok(revision)
+}
+
+/// Ends a token that was revoked since the backup, or that the backup does not know: a proxy, which asks nobody, would take it.
+fn end_token(copy: &Connection, token: &TokenRecord, revision: Revision, by: &Actor) -> Result<(), RegistryError> {
+    let known = match Sight(copy).one(&RecordId::Token(token.id.clone()))? {
+        Some(Versioned { record: Record::Token(known), .. }) => Some(known),
+        _ => None,
+    };
+    match known {
+        Some(known) if known.revoked_at.is_some() || token.revoked_at.is_none() => (),
+        Some(_) => rows::update(copy, &Record::Token(token.clone()), revision)?,
+        None => {
+            let mut ended = token.clone();
+            ended.revoked_at.get_or_insert(by.at);
+            rows::insert(copy, &Record::Token(ended), revision)?;
+        }
+    }
+    Ok(())
 }
 
 /// Keeps the old database under another name, and makes sure that no companion of it is taken for the new one's.

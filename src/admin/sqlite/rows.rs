@@ -49,6 +49,11 @@ impl View for Sight<'_> {
         let sql = "SELECT routing FROM volumes WHERE name = ?1";
         Ok(self.0.query_row(sql, params![volume], |row| row.get(0)).optional()?)
     }
+
+    fn volume_made(&self, volume: &str) -> Result<Option<Revision>, RegistryError> {
+        let sql = "SELECT made FROM volumes WHERE name = ?1";
+        Ok(self.0.query_row(sql, params![volume], |row| row.get(0)).optional()?)
+    }
 }
 
 type Columns = Vec<(&'static str, Value)>;
@@ -133,6 +138,9 @@ pub fn count(connection: &Connection, id: &RecordId) -> Result<usize, rusqlite::
 pub fn insert(connection: &Connection, record: &Record, revision: Revision) -> Result<(), rusqlite::Error> {
     let (table, mut all) = place(&record.id());
     all.extend(columns(record, revision)?);
+    if let Record::Volume(_) = record {
+        all.push(("made", integer(revision)?));
+    }
     let names = all.iter().map(|(column, _)| *column).collect::<Vec<_>>().join(", ");
     let marks = (1..=all.len()).map(|number| format!("?{number}")).collect::<Vec<_>>().join(", ");
     let sql = format!("INSERT INTO {table} ({names}) VALUES ({marks})");
@@ -189,6 +197,8 @@ pub fn audit(connection: &Connection, after: Revision, limit: usize) -> Result<V
     let sql = "SELECT revision, at, subject, token, action, kind, name, became FROM audit WHERE revision > ?1 \
                ORDER BY revision LIMIT ?2";
     let mut statement = connection.prepare(sql)?;
+    // SQLite's integers have a sign; no revision comes near it.
+    let after = i64::try_from(after).unwrap_or(i64::MAX);
     let rows = statement.query_map(params![after, limit], |row| {
         let became: Option<String> = row.get(7)?;
         Ok(AuditRow {

@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod hostile;
+
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -252,7 +254,7 @@ fn a_volumes_routing_is_marked_by_what_concerns_it_and_nothing_else() {
     assert_eq!(gathered.groups[0].members.iter().map(|member| &*member.name).collect::<Vec<_>>(), ["a", "b"]);
     assert_eq!(gathered.groups[0].members[0].state, MemberState::Up);
     assert_eq!(gathered.keys.len(), 2);
-    let later = looked(&sqlite, |view| routing_view::gather(view, "pictures", NOW + 60)).unwrap().unwrap();
+    let later = looked(&sqlite, |view| routing_view::gather(view, "pictures", NOW + 65)).unwrap().unwrap();
     assert_eq!(later.revoked, Vec::<String>::new(), "it has expired by itself");
 }
 
@@ -322,7 +324,7 @@ fn a_backup_comes_back_with_a_revision_that_nobody_has_seen() {
     let seen = revision(&sqlite);
     drop(sqlite);
     let restored = restore(directory.path(), &backup, &by()).unwrap();
-    assert_eq!(restored, seen + 1);
+    assert!(restored > seen);
     let sqlite = Sqlite::open(directory.path()).unwrap();
     assert_eq!((revision(&sqlite), routing(&sqlite)), (restored, restored));
     let found = looked(&sqlite, |view| view.one(&RecordId::Group("far".to_owned()))).unwrap();
