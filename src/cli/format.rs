@@ -96,7 +96,7 @@ enum Found {
     /// It does not exist.
     Nothing,
     /// What is there may go; this much is lost with it.
-    Takeable(StoppedNode, Option<String>),
+    Takeable(Box<StoppedNode>, Option<String>),
 }
 
 /// Whether the directory may be taken for a node that is yet to be formatted.
@@ -107,7 +107,7 @@ fn look(args: &FormatArgs, path: &Path) -> anyhow::Result<Found> {
     let node = StoppedNode::enter(path, Hold::Alone)?;
     let is_empty = node.node_id().is_none() && node.slabs().is_empty() && !path.join("node.json").exists();
     if is_empty || node.is_half_formatted() {
-        return Ok(Found::Takeable(node, None));
+        return Ok(Found::Takeable(Box::new(node), None));
     }
     let existing = survey(&node);
     if !args.force {
@@ -125,7 +125,7 @@ fn look(args: &FormatArgs, path: &Path) -> anyhow::Result<Found> {
         );
     }
     let lost = existing.is_costly().then(|| existing.costs());
-    Ok(Found::Takeable(node, lost))
+    Ok(Found::Takeable(Box::new(node), lost))
 }
 
 /// The directory, claimed for a node that is yet to be formatted.
