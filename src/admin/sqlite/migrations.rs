@@ -131,3 +131,33 @@ pub fn run(connection: &mut Connection) -> Result<(), RegistryError> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_database_of_the_first_step_learns_when_its_volumes_were_made() {
+        let mut connection = Connection::open_in_memory().unwrap();
+        connection.execute_batch(STEPS[0]).unwrap();
+        connection.pragma_update(None, "application_id", APPLICATION_ID).unwrap();
+        connection.pragma_update(None, "user_version", 1).unwrap();
+        let rows = "
+            INSERT INTO stores VALUES ('main', '{}', 1);
+            INSERT INTO volumes (name, store, prefix, body, revision) VALUES ('told', 'main', 'a/', '{}', 9);
+            INSERT INTO volumes (name, store, prefix, body, revision) VALUES ('forgotten', 'main', 'b/', '{}', 9);
+            INSERT INTO audit VALUES (2, 0, '', '', 'create', 'volume', 'told', NULL);
+            INSERT INTO audit VALUES (4, 0, '', '', 'create', 'volume', 'told', NULL);
+            INSERT INTO audit VALUES (9, 0, '', '', 'update', 'volume', 'told', NULL);
+        ";
+        connection.execute_batch(rows).unwrap();
+        run(&mut connection).unwrap();
+        let made = |name: &str| {
+            connection
+                .query_row("SELECT made FROM volumes WHERE name = ?1", [name], |row| row.get::<_, u64>(0))
+                .unwrap()
+        };
+        assert_eq!((made("told"), made("forgotten")), (4, 0));
+    }
+}
