@@ -150,6 +150,27 @@ fn a_slot_damaged_behind_its_header_still_tells_how_far_the_journal_went() {
 }
 
 #[test]
+fn a_damaged_slot_still_tells_which_payloads_were_durable() {
+    let bench = Bench::new(1, bench::large_geometry());
+    let (number, offset) = bench.run(async |store| {
+        store.put("k", content(1, 5000)).await.unwrap();
+        store.store.checkpoint().await.unwrap();
+        store.put("k", content(2, 5000)).await.unwrap();
+        store.store.checkpoint().await.unwrap();
+        let located = store.store.locate(store.identity("k")).unwrap();
+        store.store.unpin(located.pin);
+        (store.store.stats().checkpoints, located.offset)
+    });
+    damage_slot(&bench, number % 2);
+    bench.world.flip_bit(&slab_name(0), offset + 100, 1);
+    bench.run(async |store| {
+        assert_eq!(store.recovered.rejected.checkpoint_slots, 1);
+        assert_eq!(store.recovered.rejected.torn_payload, 0, "it was acknowledged, and has rotted");
+        assert_eq!((store.recovered.dirty.len(), store.read("k").await), (1, None), "lost, and not older");
+    });
+}
+
+#[test]
 fn a_journal_gone_altogether_leaves_what_slots_and_footers_name() {
     for ending in [Ending::Close, Ending::PowerCut] {
         let (bench, acknowledged) = used(5, ending);

@@ -79,15 +79,15 @@ pub async fn load<D: Disk, R: Runtime>(
         let began = runtime.now();
         let whole = read_checkpoint(reader, replay).await?;
         work.checkpoint_ms += since(runtime, began);
-        let Some(replay) = whole else {
+        let Some(mut replay) = whole else {
             rejected.checkpoint_slots += 1;
             continue;
         };
         rejected.lost_frames = replay.lost_frames();
         let is_alone = rejected.checkpoint_slots > 0 || present < 2 && number > 0;
+        let proven = if is_alone { slots::proven_before(disk, superblock).await? } else { 0 };
         let is_behind = is_alone
-            && (replay.next_sequence() < slots::proven_before(disk, superblock).await?
-                || ends_early(slab, superblock, replay.next_sequence()).await?);
+            && (replay.next_sequence() < proven || ends_early(slab, superblock, replay.next_sequence()).await?);
         if rejected.lost_frames > 0 || is_behind {
             if third == Some(number) {
                 beginning = Beginning::Rebuild;
@@ -95,6 +95,7 @@ pub async fn load<D: Disk, R: Runtime>(
             break;
         }
         let began = runtime.now();
+        replay.was_durable(proven.saturating_sub(1));
         let Replayed { state, voids, settled_through, rejected: found, records } = replay.finish(runtime, slab).await?;
         work.replay_ms = since(runtime, began);
         work.records = records;

@@ -106,6 +106,12 @@ impl<'a> Replay<'a> {
         self.scanned.lost
     }
 
+    /// The journal was durable through this frame, as a damaged checkpoint tells: what was put before is in no doubt, and
+    /// lost if it rotted.
+    pub fn was_durable(&mut self, through: u64) {
+        self.scanned.synced_through = self.scanned.synced_through.max(through);
+    }
+
     /// The number of the frame that will be written next.
     #[must_use]
     pub fn next_sequence(&self) -> u64 {
