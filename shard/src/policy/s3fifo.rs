@@ -18,6 +18,8 @@ const MAIN: usize = 1;
 const SMALL_DIVISOR: u64 = 10;
 /// A block in small that was used as often as this moves on: once may be the rest of the same reading.
 const USES_TO_STAY: u8 = 2;
+/// Uses are counted up to this, then again from [`USES_TO_STAY`] on: what stays for long is news once a round.
+const USES_MAX: u8 = 16;
 
 /// What is held, by key.
 pub struct S3Fifo<K, V> {
@@ -29,12 +31,12 @@ pub struct S3Fifo<K, V> {
     moved_bytes: u64,
 }
 
-/// Whether a use was counted, or there were as many already as are.
+/// Whether a use is worth telling whoever holds the same block elsewhere: the first ones are, then one of many.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum News {
-    /// It was.
+    /// It is.
     Yes,
-    /// There were.
+    /// One like it was told not long ago.
     No,
 }
 
@@ -46,12 +48,12 @@ impl<K: PolicyKey, V> S3Fifo<K, V> {
         S3Fifo { capacity_bytes, queues: Queues::default(), ghost: Ghost::new(main_bytes), hand: None, moved_bytes: 0 }
     }
 
-    /// What is held for `key`; counts as a use of it, and says whether the count changed.
+    /// What is held for `key`; counts as a use of it, and says whether that is news.
     pub fn use_of(&mut self, key: K) -> Option<(&V, News)> {
         let slot = self.queues.find(key)?;
         let uses = self.queues.mark(slot);
-        let news = if *uses < USES_TO_STAY { News::Yes } else { News::No };
-        *uses = (*uses + 1).min(USES_TO_STAY);
+        *uses = if *uses < USES_MAX { *uses + 1 } else { USES_TO_STAY };
+        let news = if *uses <= USES_TO_STAY { News::Yes } else { News::No };
         Some((self.queues.value(slot), news))
     }
 
