@@ -372,6 +372,7 @@ impl Director {
         let has_failed = self.shared.plan.disk == DiskMode::Failing;
         let is_cured = has_failed && self.rng.random() && self.heal();
         if self.machine.shard().stats().store.regions_quarantined > 0 || has_failed && !is_cured {
+            self.clear_doubt();
             self.end_life();
             self.reopen();
             self.machine.world.crash_at(u64::MAX);
