@@ -12,8 +12,7 @@ use std::hash::Hasher;
 use std::num::NonZeroU32;
 use std::str::FromStr;
 
-use forebay_shard::rendezvous::score;
-use twox_hash::xxhash3_64;
+use twox_hash::{XxHash3_64, xxhash3_64};
 
 /// The seed of the hash that deals keys to shards.
 pub const SHARD_SEED: u64 = 0x666f_7265_6261_7901;
@@ -88,7 +87,14 @@ impl KeyHash {
     /// each member its weight's share.
     #[must_use]
     pub fn score(self, member: &Member) -> f64 {
-        score(MEMBER_SEED, member.id.0, member.weight, self.0)
+        // As `forebay_shard::rendezvous` does it for the disks of a shard; clients are built without the shard.
+        let mut bytes = [0; 24];
+        bytes[..16].copy_from_slice(&member.id.0.to_be_bytes());
+        bytes[16..].copy_from_slice(&self.0.to_be_bytes());
+        let hash = XxHash3_64::oneshot_with_seed(MEMBER_SEED, &bytes);
+        // 53 bits and a half: exact in a double, never 0 and never 1.
+        let u = ((hash >> 11) as f64 + 0.5) / (1u64 << 53) as f64;
+        -f64::from(member.weight.get()) / u.ln()
     }
 
     /// The member that is to hold this key, by its position; none of none.

@@ -1,7 +1,7 @@
 //! Weighted rendezvous hashing: which of several places attracts a key most. Pure arithmetic on public, unkeyed hashes.
 //!
-//! `src/placement.rs` ranks the members of a group by it (PLACEMENT.md has the vectors), `disks` the disks of a shard; each has
-//! a seed of its own, so that the two choices have nothing to do with each other. A score depends on nothing but the place,
+//! `disks` ranks the disks of a shard by it; `src/placement.rs` does the same for the members of a group (PLACEMENT.md has the
+//! vectors; its test compares the two). Each has a seed of its own, so that the two choices have nothing to do with each other. A score depends on nothing but the place,
 //! its weight and the key: a change of the places moves only the keys that a place gains or loses. Source: Thaler and
 //! Ravishankar, "A Name-Based Mapping Scheme for Rendezvous" (1996), with the weights of Schindelhauer and Schomaker (2005).
 

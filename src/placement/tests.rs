@@ -126,6 +126,16 @@ fn only_32_hexadecimal_digits_name_a_member() {
     }
 }
 
+#[cfg(feature = "server")]
+#[test]
+fn members_are_ranked_by_the_function_that_ranks_the_disks_of_a_shard() {
+    for (n, member) in (0..100).flat_map(|n| members(&[1, 3, 1_000]).into_iter().map(move |member| (n, member))) {
+        let hash = KeyHash::of("demo", &format!("blocks/{n}"));
+        let theirs = forebay_shard::rendezvous::score(MEMBER_SEED, member.id.0, member.weight, hash.0);
+        assert_eq!(hash.score(&member).to_bits(), theirs.to_bits());
+    }
+}
+
 proptest! {
     #[test]
     fn ranking_some_is_the_beginning_of_ranking_all(

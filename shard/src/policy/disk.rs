@@ -3,7 +3,7 @@
 //! Called by `store` (a fill is admitted, a region is reclaimed, a block is evicted) and by `forebay-bench replay`. The small
 //! queue is the regions of what is new, the main queue those of what came back or was used; both are logs, and a block
 //! that stays is written again. No clock, no I/O, no randomness. Invariants: a reclaimed region keeps at most
-//! [`KEPT_MAX`] of its bytes, so each reclaim frees the rest; nothing but a fill is ever declined.
+//! [`KEPT_MAX_16TH`] of its bytes, so each reclaim frees the rest; nothing but a fill is ever declined.
 
 use super::allowance::Allowance;
 use super::fingerprints::Fingerprints;
