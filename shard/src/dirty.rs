@@ -178,6 +178,7 @@ impl DirtyQueue {
             if entry.flushing.is_none() {
                 volume.ready.insert(age_of(&entry.record));
             }
+            volume.records += 1;
             queues.by_age.insert(age_of(&entry.record));
             queues.entries.insert(identity, entry);
         }
@@ -404,6 +405,13 @@ impl DirtyQueue {
         }
     }
 
+    /// How many records each volume has, of those that have any.
+    pub(crate) fn by_volume(&self) -> Vec<(Arc<str>, u64)> {
+        let queues = self.queues.borrow();
+        let counted = queues.volumes.iter().filter(|(_, volume)| volume.records > 0);
+        counted.map(|(name, volume)| (Arc::clone(name), volume.records)).collect()
+    }
+
     /// Up to `max` records, oldest first.
     pub(crate) fn list(&self, max: usize) -> Vec<DirtyItem> {
         let queues = self.queues.borrow();
@@ -424,6 +432,8 @@ impl DirtyQueue {
         let standing = |standing| queues.entries.values().filter(|entry| entry.standing == standing).count() as u64;
         assert_eq!((standing(Standing::Conflict), standing(Standing::Lost)), (queues.conflicts, queues.lost));
         assert_eq!(queues.entries.len(), queues.by_age.len());
+        let of_volumes: u64 = queues.volumes.values().map(|volume| volume.records).sum();
+        assert_eq!(of_volumes, queues.entries.len() as u64, "each record is counted for its volume");
         for (identity, entry) in &queues.entries {
             assert!(queues.by_age.contains(&age_of(&entry.record)));
             let volume = &queues.volumes[&entry.record.key.volume];
@@ -456,6 +466,7 @@ impl Queues {
     fn take(&mut self, identity: Identity) -> Option<Entry> {
         let entry = self.entries.remove(&identity)?;
         self.by_age.remove(&age_of(&entry.record));
+        self.volume_of(&entry.record).records -= 1;
         self.conflicts -= u64::from(entry.standing == Standing::Conflict);
         self.lost -= u64::from(entry.standing == Standing::Lost);
         Some(entry)
@@ -473,7 +484,12 @@ impl Queues {
         self.conflicts += u64::from(standing == Standing::Conflict);
         self.lost += u64::from(standing == Standing::Lost);
         self.by_age.insert(age_of(&entry.record));
+        self.volume_of(&entry.record).records += 1;
         self.entries.insert(identity, Entry { standing, ..entry });
+    }
+
+    fn volume_of(&mut self, record: &DirtyRecord) -> &mut VolumeQueue {
+        self.volumes.get_mut(&record.key.volume).expect("a record's volume has its queue")
     }
 
     /// Moves what has waited long enough to its place by age.

@@ -74,7 +74,7 @@ pub(crate) struct DiskSet<D: Disk, R: Runtime> {
     strays: RefCell<IdentityMap<u16>>,
     next_generation: Cell<u64>,
     identity_key: IdentityKey,
-    written_back: Vec<Arc<str>>,
+    written_back: RefCell<Vec<Arc<str>>>,
 }
 
 /// A disk's place in the set.
@@ -175,7 +175,14 @@ impl<D: Disk, R: Runtime> DiskSet<D, R> {
 
     /// Whether blocks of this volume may be dirty on a disk that is not here, whatever the volume is now.
     pub(crate) fn was_written_back(&self, volume: &str) -> bool {
-        self.written_back.iter().any(|name| &**name == volume)
+        self.written_back.borrow().iter().any(|name| &**name == volume)
+    }
+
+    /// Blocks of this volume may be dirty from now on, whatever it is made later.
+    pub(crate) fn write_back(&self, volume: &Arc<str>) {
+        if !self.was_written_back(volume) {
+            self.written_back.borrow_mut().push(Arc::clone(volume));
+        }
     }
 
     /// The next number of the shard's one sequence. Every disk learns of it, so that none draws it again after a restart.

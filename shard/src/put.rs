@@ -33,7 +33,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// If the volume is not this node's or read-only, or the block is larger than its volume allows: the edge refuses
     /// those.
     pub async fn put(&self, put: Put) -> PutDone {
-        let volume = self.volume(&put.key).expect("the edge refuses unknown volumes").clone();
+        let volume = self.volume(&put.key).expect("the edge refuses unknown volumes");
         assert_eq!(volume.access, Access::ReadWrite, "the edge refuses changes of read-only volumes");
         assert!(put.len_bytes <= volume.block_bytes_max, "the edge refuses blocks that are too large");
         let shard = self.clone();

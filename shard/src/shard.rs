@@ -56,7 +56,8 @@ pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
     /// takes them again nothing can turn up any more. With the disk that the record may turn up on.
     pub(crate) in_doubt: RefCell<IdentityMap<u16>>,
     pub(crate) stopping: Cell<bool>,
-    volumes: BTreeMap<Arc<str>, VolumeConfig>,
+    /// Grows only: a request that was let in finds its volume, and what is dirty its settings.
+    volumes: RefCell<BTreeMap<Arc<str>, VolumeConfig>>,
     /// Changes and background appends that have begun and not ended.
     running: Cell<usize>,
     ended: Event,
@@ -135,7 +136,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         for found in recovered {
             recovery.adopt(found, &dirty);
         }
-        let volumes = config.volumes.iter().map(|volume| (Arc::clone(&volume.name), volume.clone())).collect();
+        let volumes: BTreeMap<_, _> =
+            config.volumes.iter().map(|volume| (Arc::clone(&volume.name), volume.clone())).collect();
         let shard = Shard {
             inner: Rc::new(Inner {
                 disks,
@@ -150,7 +152,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 recovery,
                 in_doubt: RefCell::default(),
                 stopping: Cell::new(false),
-                volumes,
+                volumes: RefCell::new(volumes),
                 running: Cell::new(0),
                 ended: Event::new(),
                 config,
@@ -194,8 +196,20 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.inner.disks.identity(key)
     }
 
-    pub(crate) fn volume(&self, key: &BlockKey) -> Option<&VolumeConfig> {
-        self.inner.volumes.get(&key.volume)
+    /// Serves these volumes from now on too, or with these settings: for requests that come later. None is ever taken away; the edge
+    /// stops asking for it.
+    pub fn serve(&self, volumes: &[VolumeConfig]) {
+        let mut served = self.inner.volumes.borrow_mut();
+        for volume in volumes {
+            if volume.write_mode == WriteMode::Back {
+                self.inner.disks.write_back(&volume.name);
+            }
+            served.insert(Arc::clone(&volume.name), volume.clone());
+        }
+    }
+
+    pub(crate) fn volume(&self, key: &BlockKey) -> Option<VolumeConfig> {
+        self.inner.volumes.borrow().get(&key.volume).cloned()
     }
 
     /// Begins a change of a key: what the memory tier holds of it goes, its fills are not published (I6), until the

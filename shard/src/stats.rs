@@ -5,6 +5,7 @@
 
 use std::cell::Cell;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use forebay_io::{Disk, Runtime};
 
@@ -176,6 +177,8 @@ pub struct ShardStats {
     pub dirty_bytes_max: u64,
     /// Dirty blocks and tombstones.
     pub dirty_records: u64,
+    /// How many of them each volume has, of those that have any.
+    pub dirty_by_volume: Vec<(Arc<str>, u64)>,
     /// Since when the oldest is dirty: milliseconds since 1970.
     pub dirty_oldest_unix_ms: Option<u64>,
     /// Dirty blocks in conflict now.
@@ -216,6 +219,12 @@ impl ShardStats {
         self.dirty_bytes += other.dirty_bytes;
         self.dirty_bytes_max += other.dirty_bytes_max;
         self.dirty_records += other.dirty_records;
+        for (volume, records) in &other.dirty_by_volume {
+            match self.dirty_by_volume.iter_mut().find(|(known, _)| known == volume) {
+                Some((_, sum)) => *sum += records,
+                None => self.dirty_by_volume.push((Arc::clone(volume), *records)),
+            }
+        }
         self.dirty_oldest_unix_ms = [self.dirty_oldest_unix_ms, other.dirty_oldest_unix_ms].into_iter().flatten().min();
         self.conflicts_held += other.conflicts_held;
         self.lost_held += other.lost_held;
@@ -326,6 +335,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             dirty_bytes: inner.dirty.budget().used_bytes(),
             dirty_bytes_max: inner.dirty.budget().max_bytes(),
             dirty_records: totals.records,
+            dirty_by_volume: inner.dirty.by_volume(),
             dirty_oldest_unix_ms: totals.oldest_since_unix_ms,
             conflicts_held: totals.conflicts,
             lost_held: totals.lost,

@@ -20,6 +20,8 @@ pub(super) struct VolumeQueue {
     /// By the instant of the next try.
     pub(super) backoff: BTreeSet<(Nanos, Generation, Identity)>,
     pub(super) flushing_count: usize,
+    /// All of its dirty records, those in conflict or lost included.
+    pub(super) records: u64,
     pub(super) outage: Option<Outage>,
 }
 

@@ -56,7 +56,7 @@ impl<D: Disk, R: Runtime> DiskSet<D, R> {
             strays: RefCell::default(),
             next_generation: Cell::new(0),
             identity_key: node.identity_key,
-            written_back: seats.written_back,
+            written_back: RefCell::new(seats.written_back),
         };
         let mut set = set;
         if set.is_misplaced(&recovered) {
