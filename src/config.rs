@@ -3,6 +3,7 @@
 //! `load` is what the command line calls: file → `raw` (shapes) → overrides → `checked` (meaning). Every failure is one
 //! line that names the key and the fix; the caller exits with 2.
 
+pub mod admin;
 pub mod budget;
 pub mod checked;
 pub mod disk;

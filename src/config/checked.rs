@@ -10,12 +10,13 @@ use std::time::Duration;
 
 use forebay_shard::config::{DiskLimits, HealthLimits, ShardConfig, SyncMode, VolumeConfig};
 
+use crate::config::admin::{AdminLink, check_admin};
 use crate::config::budget::{Budget, Demand, GHOST_BYTES};
 use crate::config::disk::{DiskConfig, capacity_bytes, check_dirty, check_disks};
 use crate::config::health::check_health;
 use crate::config::limits::{Limits, check_limits};
 use crate::config::machine::Machine;
-use crate::config::raw::{RawConfig, RawNode, SECRET_REMOVED};
+use crate::config::raw::{RawConfig, RawNode, RawPublicKey, SECRET_REMOVED};
 use crate::config::stores::{self, StoreConfig, Volume};
 use crate::config::units::Size;
 use crate::token::{PublicKey, PublicKeys};
@@ -62,10 +63,14 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// Ids of disks whose blocks are given up.
     pub abandon_disks: Vec<u128>,
-    /// The stores volumes refer to.
+    /// Where stores, volumes and keys come from; `None`: from the file.
+    pub admin: Option<AdminLink>,
+    /// The stores volumes refer to. With an admin: as the node last knew them, filled in at start.
     pub stores: Vec<StoreConfig>,
-    /// The volumes.
+    /// The volumes, as the stores.
     pub volumes: Vec<Volume>,
+    /// The largest block of any volume in bytes.
+    pub block_bytes_max: u32,
     /// Dirty bytes of the whole node, at most.
     pub dirty_bytes_max: u64,
     /// Who may ask.
@@ -87,6 +92,8 @@ pub struct Config {
 pub enum Auth {
     /// Whoever has a token signed by one of these keys.
     Tokens(Arc<PublicKeys>),
+    /// Whoever has a token signed by one of the admin's keys.
+    AdminTokens,
     /// Everybody on this machine (the address is a loopback one).
     Anonymous,
 }
@@ -118,12 +125,17 @@ impl Config {
     /// The first mistake found.
     pub fn check(raw: RawConfig, machine: &Machine) -> Result<Config, ConfigError> {
         let stores = stores::check_stores(&raw.store)?;
-        let volumes = stores::check_volumes(&raw.volume, &stores)?;
+        let admin = raw.admin.as_ref().map(|admin| check_admin(admin, &raw)).transpose()?;
+        let volumes = match &admin {
+            Some(_) => Vec::new(),
+            None => stores::check_volumes(&raw.volume, &stores)?,
+        };
         // Before the memory is split by them: a count that no machine can hold is refused here.
         let limits = check_limits(&raw.limits)?;
         let cores = cores(&raw.node, machine)?;
         let shards = shards(&raw.node, cores.len())?;
-        let block_bytes_max = volumes.iter().map(|volume| volume.shard.block_bytes_max).max().unwrap_or(0);
+        let largest = volumes.iter().map(|volume| volume.shard.block_bytes_max).max().unwrap_or(0);
+        let block_bytes_max = admin.as_ref().map_or(largest, |admin| admin.block_bytes_max);
         let disks = check_disks(&raw.disk, machine, shards, block_bytes_max)?;
         let dirty_bytes_max = check_dirty(&raw.node, &disks, shards)?;
         let budget = check_memory(&raw, machine, &disks, cores.len(), shards, block_bytes_max)?;
@@ -144,8 +156,10 @@ impl Config {
             drain_deadline: raw.node.drain_deadline.0,
             disks,
             abandon_disks,
+            admin,
             stores,
             volumes,
+            block_bytes_max,
             dirty_bytes_max,
             auth: check_auth(&raw)?,
             budget,
@@ -315,19 +329,27 @@ fn check_auth(raw: &RawConfig) -> Result<Auth, ConfigError> {
         }
         return Ok(Auth::Anonymous);
     }
+    if raw.admin.is_some() {
+        return Ok(Auth::AdminTokens);
+    }
     if raw.auth.public_keys.is_empty() {
         let what = "is empty: add the key that `forebay token keygen --out FILE` prints";
         return Err(ConfigError::new("auth.public_keys", what));
     }
+    Ok(Auth::Tokens(Arc::new(check_keys("auth.public_keys", &raw.auth.public_keys)?)))
+}
+
+/// The keys listed under `name`.
+pub(super) fn check_keys(name: &str, listed: &[RawPublicKey]) -> Result<PublicKeys, ConfigError> {
     let mut keys = PublicKeys::default();
-    for key in &raw.auth.public_keys {
+    for key in listed {
         let parsed = PublicKey::parse(&key.key)
-            .map_err(|error| ConfigError::new(format!("auth.public_keys ({})", key.id), format!("key: {error}")))?;
+            .map_err(|error| ConfigError::new(format!("{name} ({})", key.id), format!("key: {error}")))?;
         if !keys.add(&key.id, parsed) {
-            return Err(ConfigError::new("auth.public_keys", format!("two keys have the id {:?}: rename one", key.id)));
+            return Err(ConfigError::new(name, format!("two keys have the id {:?}: rename one", key.id)));
         }
     }
-    Ok(Auth::Tokens(Arc::new(keys)))
+    Ok(keys)
 }
 
 fn check_log(raw: &RawConfig) -> Result<Log, ConfigError> {

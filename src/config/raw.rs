@@ -30,6 +30,9 @@ pub struct RawConfig {
     /// The volumes served, each from one store.
     #[serde(default)]
     pub volume: Vec<RawVolume>,
+    /// Where the stores and volumes come from instead, if an admin keeps them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<RawAdmin>,
     /// Who may ask.
     #[serde(default)]
     pub auth: RawAuth,
@@ -232,11 +235,50 @@ pub enum RawDirtyFull {
     WriteThrough,
 }
 
+/// `[admin]`
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RawAdmin {
+    /// The URL of the admin that this node learns its stores, volumes and keys from, and follows while it runs. With this section the
+    /// file has no `[[store]]`, no `[[volume]]` and no `auth.public_keys`. Required.
+    pub url: String,
+    /// PEM file of a certificate authority to trust beside the system's, for the admin and the other members of the group.
+    /// Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// The group that this node serves in. Required.
+    pub group: String,
+    /// Which of its members this node is: a name, or an id. Required.
+    pub member: String,
+    /// A file that holds the token which `forebay token create --group GROUP` made; it is read again for each question. Default: the
+    /// token is in `FOREBAY_TOKEN`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub token_file: Option<PathBuf>,
+    /// A directory for what the admin said last, so that the node starts without it, and for the settings of volumes that left with dirty
+    /// blocks; created if missing. Required.
+    pub directory: PathBuf,
+    /// The Ed25519 keys that may sign what the admin says. Default: those that the admin names over TLS when it is first asked.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub public_keys: Vec<RawPublicKey>,
+    /// PEM file of a certificate authority to trust beside the system's, for the stores. Default: none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store_ca: Option<PathBuf>,
+    /// The largest `block_size` of a volume that this node serves; memory and regions are planned for it. Default `4MiB`.
+    #[serde(default = "block_size")]
+    pub block_size_max: Size,
+    /// Blocks that belong to another member of the group are refused (421) instead of served. Default `false`.
+    #[serde(default)]
+    pub strict: bool,
+    /// How long one question waits for news; a change is known at once, or after this if the wait is cut. Default `30s`.
+    #[serde(default = "seconds::<30>")]
+    pub refresh: Time,
+}
+
 /// `[auth]`
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct RawAuth {
-    /// The Ed25519 keys whose tokens are accepted. Required unless `anonymous`.
+    /// The Ed25519 keys whose tokens are accepted; with `[admin]` it is the admin's keys. Required unless `anonymous`.
     #[serde(default)]
     pub public_keys: Vec<RawPublicKey>,
     /// Everybody may do everything; only on a loopback address. Default `false`.

@@ -9,6 +9,7 @@ use std::path::Path;
 
 use forebay_shard::config::SyncMode;
 
+use crate::config::admin::Ownership;
 use crate::config::checked::{Auth, Config};
 use crate::config::machine::Machine;
 use crate::config::parse;
@@ -146,6 +147,53 @@ fn a_mistake_gets_one_line_with_its_key_and_the_fix() {
         let error = check(&GOOD.replacen(good, bad, 1)).expect_err(bad);
         assert!(error.contains(says), "{bad}\n  says {error}\n  want {says}");
         assert_eq!(error.lines().count(), 1, "{error}");
+    }
+}
+
+const FOLLOWING: &str = r#"
+[node]
+memory = "1GiB"
+tls_certificate = "Cargo.toml"
+tls_key = "Cargo.toml"
+
+[[disk]]
+path = "/data"
+capacity = "8GiB"
+
+[admin]
+url = "https://admin.example.net:7300/"
+group = "near"
+member = "a"
+token_file = "Cargo.toml"
+directory = "/data/admin"
+"#;
+
+#[test]
+fn a_node_that_follows_an_admin_has_no_stores_of_its_own() {
+    let config = check(FOLLOWING).unwrap();
+    let admin = config.admin.as_ref().unwrap();
+    assert_eq!((admin.url.as_str(), admin.ownership), ("https://admin.example.net:7300", Ownership::Any));
+    assert!(matches!(config.auth, Auth::AdminTokens) && config.volumes.is_empty());
+    assert_eq!(config.block_bytes_max, 4 << 20);
+    let printed = toml::to_string(&config.effective).unwrap();
+    assert!(check(&printed).is_ok(), "{printed}");
+    let store = "[[store]]\nname = \"main\"\nendpoint = \"https://s3.example.com\"\nbucket = \"blocks\"\n[admin]";
+    let key = "[auth]\npublic_keys = [{ id = \"k\", key = \"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo\" }]\n[admin]";
+    for (good, bad, says) in [
+        ("[admin]", store, "store: comes from the admin: remove it here"),
+        ("[admin]", "[[volume]]\nname = \"v\"\nstore = \"s\"\n[admin]", "volume: comes from the admin"),
+        ("[admin]", key, "auth.public_keys: comes from the admin"),
+        ("https://", "http://", "admin.url: \"http://admin.example.net:7300/\" is no admin: write https://HOST:PORT"),
+        ("\"near\"", "\"Near\"", "admin.group: write 1 to 63 of a-z"),
+        ("token_file = \"Cargo.toml\"", "token_file = \"no-such\"", "admin.token_file: no-such: No such file"),
+        ("[admin]", "[admin]\nca = \"no-such\"", "admin.ca: no-such: No such file"),
+        ("[admin]", "[admin]\nblock_size_max = \"32MiB\"", "admin.block_size_max: 32MiB is out of range"),
+        ("[admin]", "[admin]\nrefresh = \"10m\"", "admin.refresh: is out of range: set 100ms to 60s"),
+        ("[admin]", "[admin]\npublic_keys = [{ id = \"k\", key = \"x\" }]", "admin.public_keys (k): key: this is no"),
+        ("[admin]", "[admin]\ncolour = 1", "unknown field `colour`"),
+    ] {
+        let error = check(&FOLLOWING.replacen(good, bad, 1)).expect_err(bad);
+        assert!(error.contains(says) && error.lines().count() == 1, "{bad}\n  says {error}\n  want {says}");
     }
 }
 

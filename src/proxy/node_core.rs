@@ -229,6 +229,7 @@ fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Conn
         volumes: config.volumes.iter().map(|volume| volume.shard.clone()).collect(),
         auth: match &config.auth {
             config::Auth::Tokens(keys) => Auth::by_tokens(Arc::clone(keys), config.limits.tokens),
+            config::Auth::AdminTokens => Auth::by_tokens(Arc::default(), config.limits.tokens),
             config::Auth::Anonymous => Auth::anonymous(),
         },
         put_bytes_max: config.put_bytes_per_core(),
