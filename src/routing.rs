@@ -4,7 +4,11 @@
 //! `typ` `forebay-routing`; it does not expire. Invariant: the same revision has the same content, and a reader never goes back to a
 //! lower revision than it has seen. The same content under the same key is the same bytes, for Ed25519 draws nothing.
 
+pub mod group;
+
 use serde::{Deserialize, Serialize};
+
+pub use group::{GroupRouting, GroupStore, GroupVolume};
 
 use crate::placement;
 use crate::resource::{KeyNames, MemberState, Revision, Volume};

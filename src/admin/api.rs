@@ -64,6 +64,8 @@ pub enum Need {
     Operator,
     /// A viewer's, or one that opens the volume in the path.
     Volume,
+    /// That of a proxy of the group in the path, and no other: what it opens names credentials.
+    Group,
 }
 
 /// Who does a route's work.
@@ -189,7 +191,11 @@ impl App {
         let now = (self.clock)();
         let token = bearer(&call.headers).ok_or_else(|| Fault::unauthorized(&Refusal::Missing))?;
         let (authenticated, made) = looked(&*self.registry, |view| {
-            let made = if need == Need::Volume { view.volume_made(call.parameter("volume"))? } else { None };
+            let made = match need {
+                Need::Volume => view.volume_made(call.parameter("volume"))?,
+                Need::Group => view.group_marks(call.parameter("group"))?.map(|marks| marks.made),
+                _ => None,
+            };
             match keys::authenticate(view, token, now) {
                 Err(AuthError::Registry(error)) => Err(error),
                 other => Ok((other, made)),
@@ -200,7 +206,25 @@ impl App {
             (Caller::Operator(claims), Need::Operator) if claims.role < Role::Operator => {
                 return Err(Fault::forbidden("the token is a viewer's: changes take an operator's"));
             }
-            (Caller::Operator(_), _) | (Caller::Client { .. }, Need::AnyToken) => (),
+            (Caller::Operator(_) | Caller::Client { .. }, Need::Group) => {
+                return Err(Fault::forbidden(
+                    "this takes the token of a proxy: make one by `forebay token create --group`",
+                ));
+            }
+            (Caller::Operator(_), _) | (Caller::Client { .. } | Caller::Proxy { .. }, Need::AnyToken) => (),
+            (Caller::Proxy { claims, issued }, Need::Group) => {
+                if claims.group.as_deref() != Some(call.parameter("group")) {
+                    return Err(Fault::forbidden("the token is for a proxy of another group"));
+                }
+                if made.is_some_and(|made| *issued < made) {
+                    return Err(Fault::forbidden(
+                        "the group was deleted and made again since the token was issued: have a new one issued",
+                    ));
+                }
+            }
+            (Caller::Proxy { .. }, _) => {
+                return Err(Fault::forbidden("the token is a proxy's: it opens the routing of its group"));
+            }
             (Caller::Client { grant, issued }, Need::Volume) => {
                 grant
                     .allows(call.parameter("volume"), Right::Read, now)
@@ -251,7 +275,7 @@ pub fn routes() -> Vec<Route> {
     let mut routes = overview::routes();
     routes.extend(records::routes());
     routes.extend(access::routes());
-    routes.push(routing::route());
+    routes.extend(routing::routes());
     routes
 }
 
@@ -318,7 +342,7 @@ impl Call {
 
     fn actor(&self) -> Actor {
         let (subject, token) = match &self.caller {
-            Some(Caller::Operator(claims)) => (claims.sub.clone(), claims.jti.clone()),
+            Some(Caller::Operator(claims) | Caller::Proxy { claims, .. }) => (claims.sub.clone(), claims.jti.clone()),
             Some(Caller::Client { grant, .. }) => (grant.claims().sub.clone(), grant.claims().jti.clone()),
             None => Default::default(),
         };

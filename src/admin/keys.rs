@@ -29,7 +29,14 @@ const SUBJECT_BYTES_MAX: usize = 128;
 pub enum Caller {
     /// An operator.
     Operator(OperatorClaims),
-    /// A client or proxy, with a token for volumes.
+    /// A proxy.
+    Proxy {
+        /// Its group is in it.
+        claims: OperatorClaims,
+        /// When it was issued: a group that was made later is another one.
+        issued: Revision,
+    },
+    /// A client, with a token for volumes.
     Client {
         /// What it opens, by name.
         grant: Grant,
@@ -59,6 +66,8 @@ pub struct Wish {
     pub subject: String,
     /// For the admin's interface; `None`: for volumes.
     pub role: Option<Role>,
+    /// With the role of a proxy: its group.
+    pub group: Option<String>,
     /// The volumes; empty with a role.
     pub volumes: BTreeMap<String, Right>,
     /// How long it is good.
@@ -125,8 +134,8 @@ pub fn authenticate(view: &dyn View, token: &str, now: u64) -> Result<Caller, Au
     let keys = verifying(view)?;
     match OperatorClaims::verify(token, &keys, now) {
         Ok(claims) => {
-            listed(view, &claims.jti)?;
-            Ok(Caller::Operator(claims))
+            let issued = listed(view, &claims.jti)?;
+            Ok(if claims.role == Role::Proxy { Caller::Proxy { claims, issued } } else { Caller::Operator(claims) })
         }
         // Not an operator's, but perhaps a client's.
         Err(Refusal::Malformed) => {
@@ -158,6 +167,7 @@ pub fn issue(registry: &dyn Registry, wish: &Wish, by: &Actor) -> Result<(TokenR
         id: id.clone(),
         subject: wish.subject.clone(),
         role: wish.role,
+        group: wish.group.clone(),
         volumes: wish.volumes.clone(),
         key: key.id().to_owned(),
         issued_at: by.at,
@@ -166,7 +176,9 @@ pub fn issue(registry: &dyn Registry, wish: &Wish, by: &Actor) -> Result<(TokenR
     };
     registry.change(&Change::Create(Record::Token(record.clone())), by)?;
     let signed = match wish.role {
-        Some(role) => OperatorClaims::new(&wish.subject, role, &id, by.at, wish.ttl_seconds).sign(&key),
+        Some(role) => OperatorClaims::new(&wish.subject, role, &id, by.at, wish.ttl_seconds)
+            .of_group(wish.group.clone())
+            .sign(&key),
         None => key.issue(&Claims {
             iss: "forebay admin".to_owned(),
             sub: wish.subject.clone(),
@@ -187,6 +199,9 @@ fn check(wish: &Wish) -> Result<(), RegistryError> {
     }
     if wish.role.is_some() != wish.volumes.is_empty() {
         return fail("volumes", "name volumes, or a role for the admin's interface, and not both".to_owned());
+    }
+    if wish.group.is_some() != (wish.role == Some(Role::Proxy)) {
+        return fail("group", "name the group of a proxy's token, and of no other".to_owned());
     }
     if wish.volumes.len() > TOKEN_VOLUMES_MAX {
         return fail("volumes", format!("name at most {TOKEN_VOLUMES_MAX}: issue several tokens"));

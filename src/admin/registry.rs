@@ -116,6 +116,9 @@ pub struct TokenRecord {
     /// What it may do here; absent: it is for volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// With the role of a proxy: its group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The volumes it opens: `r` or `rw`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub volumes: BTreeMap<String, Right>,
@@ -227,6 +230,15 @@ pub enum RegistryError {
     Storage(#[source] Box<dyn std::error::Error + Send + Sync>),
 }
 
+/// What is remembered of a group beside its record.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct GroupMarks {
+    /// The revision in which it was made.
+    pub made: Revision,
+    /// The revision that last changed anything its members are told.
+    pub routing: Revision,
+}
+
 /// Records as they are at one moment.
 pub trait View {
     /// One record.
@@ -259,6 +271,12 @@ pub trait View {
     /// # Errors
     /// [`RegistryError::Storage`].
     fn volume_made(&self, volume: &str) -> Result<Option<Revision>, RegistryError>;
+
+    /// What is remembered of a group beside its record; `None` if there is no such group.
+    ///
+    /// # Errors
+    /// [`RegistryError::Storage`].
+    fn group_marks(&self, group: &str) -> Result<Option<GroupMarks>, RegistryError>;
 }
 
 /// The admin's storage. Calls block: they are made from threads that may.

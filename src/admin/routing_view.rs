@@ -1,11 +1,15 @@
-//! Gathers the routing document of a volume from the registry.
+//! Gathers the routing documents of volumes and of groups from the registry.
 //!
 //! Called by `api/routing` within one look, so that everything in it is of the same moment. Pure but for the view it is given.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::keys;
-use super::registry::{Listing, Record, RecordId, RegistryError, View};
-use crate::resource::{Group, Member, Store};
-use crate::routing::{FORMAT, RoutedGroup, RoutedKey, RoutedMember, RoutedStore, Routing};
+use super::registry::{Listing, Record, RecordId, RegistryError, Versioned, View};
+use crate::resource::{Group, Member, Revision, Store};
+use crate::routing::{
+    FORMAT, GroupRouting, GroupStore, GroupVolume, RoutedGroup, RoutedKey, RoutedMember, RoutedStore, Routing, group,
+};
 use crate::token::LEEWAY_SECONDS;
 
 /// What the clients of `volume` are told at `now` (unix seconds); `None` if there is no such volume.
@@ -23,27 +27,73 @@ pub fn gather(view: &dyn View, volume: &str, now: u64) -> Result<Option<Routing>
             groups.push(routed_group(view, group)?);
         }
     }
-    let keys = keys::records(view)?.into_iter().map(|key| RoutedKey { id: key.id, public: key.public }).collect();
     let made = view.volume_made(volume)?.unwrap_or_default();
-    let revoked = view.list(&Listing::Tokens)?.into_iter().filter_map(|found| match found.record {
-        Record::Token(token) if token.volumes.contains_key(volume) => {
-            // Issued before the volume was made: for another one of its name.
-            let is_ended = token.revoked_at.is_some() || found.revision < made;
-            // As long as a proxy would take it otherwise.
-            let is_current = now < token.expires_at.saturating_add(LEEWAY_SECONDS);
-            (is_ended && is_current).then_some(token.id)
-        }
-        _ => None,
-    });
+    let revoked = revoked(&view.list(&Listing::Tokens)?, volume, made, now);
     Ok(Some(Routing {
         format: FORMAT,
         revision,
         volume: settings,
         store: routed_store(store),
         groups,
-        keys,
-        revoked: revoked.collect(),
+        keys: routed_keys(view)?,
+        revoked,
     }))
+}
+
+/// What the members of `group` are told at `now` (unix seconds); `None` if there is no such group.
+///
+/// # Errors
+/// The registry's.
+pub fn gather_group(view: &dyn View, group: &str, now: u64) -> Result<Option<GroupRouting>, RegistryError> {
+    let Some(marks) = view.group_marks(group)? else { return Ok(None) };
+    let tokens = view.list(&Listing::Tokens)?;
+    let (mut volumes, mut stores) = (Vec::new(), BTreeMap::new());
+    let mut names = BTreeSet::from([group.to_owned()]);
+    for attached in view.list(&Listing::VolumesOf(group.to_owned()))? {
+        let Record::Attachment(attachment) = attached.record else { continue };
+        let Some(Record::Volume(volume)) = record(view, RecordId::Volume(attachment.volume))? else { continue };
+        let Some(Record::Store(store)) = record(view, RecordId::Store(volume.store.clone()))? else { continue };
+        stores.insert(store.name.clone(), group_store(store));
+        names.extend(volume.home_group.clone());
+        let made = view.volume_made(&volume.name)?.unwrap_or_default();
+        let revoked = revoked(&tokens, &volume.name, made, now);
+        volumes.push(GroupVolume { volume, made, revoked });
+    }
+    let mut groups = Vec::new();
+    for name in names {
+        if let Some(Record::Group(group)) = record(view, RecordId::Group(name))? {
+            groups.push(routed_group(view, group)?);
+        }
+    }
+    Ok(Some(GroupRouting {
+        format: group::FORMAT,
+        revision: marks.routing,
+        group: group.to_owned(),
+        volumes,
+        stores: stores.into_values().collect(),
+        groups,
+        keys: routed_keys(view)?,
+    }))
+}
+
+/// The keys, the one that signs last.
+fn routed_keys(view: &dyn View) -> Result<Vec<RoutedKey>, RegistryError> {
+    Ok(keys::records(view)?.into_iter().map(|key| RoutedKey { id: key.id, public: key.public }).collect())
+}
+
+/// Which of `tokens` open `volume`, which was made in revision `made`, no more, though they have not expired.
+fn revoked(tokens: &[Versioned], volume: &str, made: Revision, now: u64) -> Vec<String> {
+    let ended = tokens.iter().filter_map(|found| match &found.record {
+        Record::Token(token) if token.volumes.contains_key(volume) => {
+            // Issued before the volume was made: for another one of its name.
+            let is_ended = token.revoked_at.is_some() || found.revision < made;
+            // As long as a proxy would take it otherwise.
+            let is_current = now < token.expires_at.saturating_add(LEEWAY_SECONDS);
+            (is_ended && is_current).then(|| token.id.clone())
+        }
+        _ => None,
+    });
+    ended.collect()
 }
 
 fn record(view: &dyn View, id: RecordId) -> Result<Option<Record>, RegistryError> {
@@ -53,6 +103,11 @@ fn record(view: &dyn View, id: RecordId) -> Result<Option<Record>, RegistryError
 fn routed_store(store: Store) -> RoutedStore {
     let Store { name, endpoint, region, bucket, path_style, names, conditional_put, .. } = store;
     RoutedStore { name, endpoint, region, bucket, path_style, names, conditional_put }
+}
+
+fn group_store(store: Store) -> GroupStore {
+    let (single_writer, credentials) = (store.single_writer, store.credentials.clone());
+    GroupStore { store: routed_store(store), single_writer, credentials }
 }
 
 fn routed_group(view: &dyn View, group: Group) -> Result<RoutedGroup, RegistryError> {

@@ -4,6 +4,8 @@
 //! Pure questions to a [`View`], asked by the storage inside the transaction that makes the change, so that no other change comes
 //! between. Every refusal says what to do first.
 
+use std::collections::BTreeSet;
+
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
@@ -62,7 +64,10 @@ fn check_contents(view: &dyn View, record: &Record, before: Option<&Record>) -> 
             for volume in token.volumes.keys() {
                 must_exist(view, &RecordId::Volume(volume.clone()))?;
             }
-            Ok(())
+            match &token.group {
+                Some(group) => must_exist(view, &RecordId::Group(group.clone())),
+                None => Ok(()),
+            }
         }
         _ => Ok(()),
     }
@@ -199,16 +204,21 @@ fn in_use(id: &RecordId, verb: &str, users: impl Iterator<Item = Record>) -> Res
     refused(format!("{id} is in use: {verb} {}{more} first", names.join(", ")))
 }
 
-/// Whose clients a change concerns.
+/// Whom a change concerns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Touched {
-    /// Everybody's.
+    /// Everybody.
     All,
-    /// Those of these volumes.
-    Volumes(Vec<String>),
+    /// Only some.
+    Some {
+        /// The clients of these.
+        volumes: Vec<String>,
+        /// The members of these: every group that serves one of the volumes is among them.
+        groups: BTreeSet<String>,
+    },
 }
 
-/// Which volumes' routing a change of `id` alters; `after` is what the record becomes, if it does not end. Asked before a delete and after
+/// Which volumes' and groups' routing a change of `id` alters; `after` is what the record becomes, if it does not end. Asked before a delete and after
 /// anything else, while what refers to the record is there.
 ///
 /// # Errors
@@ -238,7 +248,18 @@ pub fn touched(view: &dyn View, id: &RecordId, after: Option<&Record>) -> Result
             _ => Vec::new(),
         },
     };
-    Ok(Touched::Volumes(volumes))
+    let mut groups = BTreeSet::new();
+    if let RecordId::Group(group) | RecordId::Member { group, .. } = id {
+        groups.insert(group.clone());
+    }
+    for volume in &volumes {
+        let serves = |record| match record {
+            Record::Attachment(attachment) => Some(attachment.group),
+            _ => None,
+        };
+        groups.extend(records(view, &Listing::GroupsOf(volume.clone()))?.filter_map(serves));
+    }
+    Ok(Touched::Some { volumes, groups })
 }
 
 /// Fills in what `change` leaves to us in its record: the id of a member; in an update, the reference to credentials that a reader was never

@@ -198,7 +198,7 @@ impl From<RegistryError> for Unwritten {
     }
 }
 
-/// Writes the record (or its end) and marks the volumes whose clients must hear of it.
+/// Writes the record (or its end) and marks the volumes whose clients, and the groups whose members, must hear of it.
 fn write(
     transaction: &Transaction<'_>,
     id: &RecordId,
@@ -231,10 +231,14 @@ fn write(
     match touched {
         Touched::All => {
             transaction.execute("UPDATE volumes SET routing = ?1", params![revision])?;
+            transaction.execute("UPDATE groups SET routing = ?1", params![revision])?;
         }
-        Touched::Volumes(volumes) => {
+        Touched::Some { volumes, groups } => {
             for volume in volumes {
                 transaction.execute("UPDATE volumes SET routing = ?1 WHERE name = ?2", params![revision, volume])?;
+            }
+            for group in groups {
+                transaction.execute("UPDATE groups SET routing = ?1 WHERE name = ?2", params![revision, group])?;
             }
         }
     }

@@ -143,6 +143,7 @@ fn token(directory: &Path, args: &LocalToken) -> anyhow::Result<()> {
     let wish = Wish {
         subject: args.subject.clone(),
         role: Some(args.role.into()),
+        group: None,
         volumes: Default::default(),
         ttl_seconds: args.ttl.0.as_secs(),
     };

@@ -1,4 +1,5 @@
-//! Operator tokens: they open the admin's interface and no volume; and a volume's token opens nothing there but its routing.
+//! Operator tokens: they open the admin's interface and no volume; and a volume's token opens nothing there but its routing. A proxy's
+//! is one of them, of the least role: it opens the routing of its group.
 //!
 //! Issued and verified by the admin alone, signed by the same keys. The `typ` of the header and the audience tell them from tokens for
 //! volumes, which lack both.
@@ -29,6 +30,9 @@ pub struct OperatorClaims {
     pub jti: String,
     /// What it allows.
     pub role: Role,
+    /// With the role of a proxy: in which group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
 }
 
 /// What an operator may do.
@@ -36,6 +40,8 @@ pub struct OperatorClaims {
 #[cfg_attr(feature = "admin", derive(utoipa::ToSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Role {
+    /// Learn what a proxy of one group is told, and nothing else.
+    Proxy,
     /// Look at everything.
     Viewer,
     /// Change everything.
@@ -55,7 +61,14 @@ impl OperatorClaims {
             exp: now.saturating_add(ttl_seconds.max(1)),
             jti: id.to_owned(),
             role,
+            group: None,
         }
+    }
+
+    /// The same for a proxy of `group`.
+    #[must_use]
+    pub fn of_group(self, group: Option<String>) -> OperatorClaims {
+        OperatorClaims { group, ..self }
     }
 
     /// The token.

@@ -26,6 +26,9 @@ pub struct TokenRequest {
     /// For the admin's interface; leave it out for volumes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub role: Option<Role>,
+    /// With the role `proxy`: the group whose routing it opens, and nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub group: Option<String>,
     /// The volumes it opens, for reading (`r`) or writing too (`rw`).
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub volumes: BTreeMap<String, Right>,
@@ -150,8 +153,8 @@ fn retire(app: &App, call: &Call) -> Result<Reply, Fault> {
 }
 
 fn issue(app: &App, call: &Call) -> Result<Reply, Fault> {
-    let TokenRequest { subject, role, volumes, ttl_seconds } = body(call)?;
-    let wish = Wish { subject, role, volumes, ttl_seconds };
+    let TokenRequest { subject, role, group, volumes, ttl_seconds } = body(call)?;
+    let wish = Wish { subject, role, group, volumes, ttl_seconds };
     let (record, token) = keys::issue(&*app.registry, &wish, &call.actor())?;
     Ok(Reply::json(StatusCode::CREATED, &IssuedToken { token, record })
         .with(CACHE_CONTROL, HeaderValue::from_static("no-store")))

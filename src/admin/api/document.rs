@@ -209,6 +209,7 @@ fn need(need: Need) -> &'static str {
         Need::Viewer => "Takes an operator's or a viewer's token.",
         Need::Operator => "Takes an operator's token.",
         Need::Volume => "Takes a token that opens the volume, or an operator's or a viewer's.",
+        Need::Group => "Takes the token of a proxy of the group, and no other.",
     }
 }
 

@@ -1,8 +1,8 @@
-//! The routing document of a volume, and the wait for its next revision.
+//! The routing documents of volumes and of groups, and the wait for their next revision.
 //!
 //! `since` names the revision that the asker has: another one is answered at once, also a lower one, the same one when it changes or with 304
 //! after `wait`. Invariant: a change that is acknowledged is seen by whoever waits; the waiter notes what it knows before it looks.
-//! A signed document is kept until its volume's revision changes, so that a thousand waiters cost one signature.
+//! A signed document is kept until its subject's revision changes, so that a thousand waiters cost one signature.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -16,7 +16,7 @@ use tokio::time::{Instant, timeout_at};
 use super::document::{Shape, Told};
 use super::fault::Fault;
 use super::{App, Call, Need, Reply, Route, Stage, Work, etag, parse_etag};
-use crate::admin::registry::{RegistryError, looked};
+use crate::admin::registry::{RegistryError, View, looked};
 use crate::admin::{keys, routing_view};
 use crate::config::units::Time;
 use crate::resource::Revision;
@@ -31,9 +31,18 @@ const SIGNED_MAX: usize = 1_024;
 /// And their bytes.
 const SIGNED_BYTES_MAX: usize = 64 << 20;
 
-/// Signed documents, by volume.
+/// Signed documents, by what they are of.
 #[derive(Default)]
-pub struct SignedRoutings(Mutex<HashMap<String, Signed>>);
+pub struct SignedRoutings(Mutex<HashMap<Subject, Signed>>);
+
+/// What a document is of.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Subject {
+    /// A volume, for its clients.
+    Volume(String),
+    /// A group, for its members.
+    Group(String),
+}
 
 #[derive(Clone)]
 struct Signed {
@@ -41,19 +50,80 @@ struct Signed {
     document: Bytes,
 }
 
-/// Its route.
-pub fn route() -> Route {
-    let told = Told::new(
-        "routing".to_owned(),
+/// Their routes.
+pub fn routes() -> [Route; 2] {
+    let told = |name: &str, what: &str, shape: Shape| {
+        Told::new(name.to_owned(), "routing", what)
+            .asks("since", "The revision that the asker has: its document is not sent again.")
+            .asks("wait", "How long to wait for another one, such as 30s; at most 60s. Default: not at all.")
+            .answers_as(200, MEDIA_TYPE, shape)
+            .answers(304, Shape::nothing())
+            .problems(&[400, 404])
+    };
+    let of_volume = told(
         "routing",
-        "What the volume's clients and proxies are told, as a JWS signed by the current key.",
-    )
-    .asks("since", "The revision that the asker has: its document is not sent again.")
-    .asks("wait", "How long to wait for another one, such as 30s; at most 60s. Default: not at all.")
-    .answers_as(200, MEDIA_TYPE, Shape::of::<crate::routing::Routing>())
-    .answers(304, Shape::nothing())
-    .problems(&[400, 404]);
-    Route { method: Method::GET, path: "/v1/volumes/{volume}/routing", need: Need::Volume, work: Work::Routing, told }
+        "What the volume's clients are told, as a JWS signed by the current key.",
+        Shape::of::<crate::routing::Routing>(),
+    );
+    let of_group = told(
+        "group_routing",
+        "What the group's members are told, as a JWS signed by the current key.",
+        Shape::of::<crate::routing::GroupRouting>(),
+    );
+    let route = |path, need, told| Route { method: Method::GET, path, need, work: Work::Routing, told };
+    [
+        route("/v1/volumes/{volume}/routing", Need::Volume, of_volume),
+        route("/v1/groups/{group}/routing", Need::Group, of_group),
+    ]
+}
+
+impl Subject {
+    /// What the request's path names.
+    fn of(call: &Call) -> Subject {
+        match call.parameter("group") {
+            "" => Subject::Volume(call.parameter("volume").to_owned()),
+            group => Subject::Group(group.to_owned()),
+        }
+    }
+
+    fn need(&self) -> Need {
+        match self {
+            Subject::Volume(_) => Need::Volume,
+            Subject::Group(_) => Need::Group,
+        }
+    }
+
+    fn absent(&self) -> RegistryError {
+        RegistryError::NotFound(match self {
+            Subject::Volume(name) => format!("volume {name}"),
+            Subject::Group(name) => format!("group {name}"),
+        })
+    }
+
+    fn revision(&self, view: &dyn View) -> Result<Revision, RegistryError> {
+        let revision = match self {
+            Subject::Volume(name) => view.routing_revision(name)?,
+            Subject::Group(name) => view.group_marks(name)?.map(|marks| marks.routing),
+        };
+        revision.ok_or_else(|| self.absent())
+    }
+
+    /// Document and key are of one moment; its revision may be a later one than was seen before.
+    fn sign(&self, view: &dyn View, now: u64) -> Result<Signed, RegistryError> {
+        let key = keys::current(view)?;
+        let (revision, signed) = match self {
+            Subject::Volume(name) => {
+                let routing = routing_view::gather(view, name, now)?.ok_or_else(|| self.absent())?;
+                (routing.revision, routing.sign(&key))
+            }
+            Subject::Group(name) => {
+                let routing = routing_view::gather_group(view, name, now)?.ok_or_else(|| self.absent())?;
+                (routing.revision, routing.sign(&key))
+            }
+        };
+        let document = signed.map_err(|error| RegistryError::Storage(Box::new(error)))?;
+        Ok(Signed { revision, document: document.into() })
+    }
 }
 
 /// Answers at once, or when there is news, or when the wait is over.
@@ -110,23 +180,17 @@ enum Seen {
 async fn look(app: &Arc<App>, call: &Arc<Call>, since: Option<Revision>) -> Result<Seen, Fault> {
     let (app, call) = (Arc::clone(app), Arc::clone(call));
     let looking = tokio::task::spawn_blocking(move || {
-        app.admit(Need::Volume, &call)?;
-        let (volume, now) = (call.parameter("volume").to_owned(), (app.clock)());
-        let absent = || RegistryError::NotFound(format!("volume {volume}"));
-        let revision = looked(&*app.registry, |view| view.routing_revision(&volume))?.ok_or_else(absent)?;
+        let (subject, now) = (Subject::of(&call), (app.clock)());
+        app.admit(subject.need(), &call)?;
+        let revision = looked(&*app.registry, |view| subject.revision(view))?;
         if since == Some(revision) {
             return Ok(Seen::Same);
         }
-        if let Some(signed) = app.signed.kept(&volume, revision) {
+        if let Some(signed) = app.signed.kept(&subject, revision) {
             return Ok(Seen::News(signed));
         }
-        // Document and key are of one moment; its revision may be a later one than was seen above.
-        let (routing, key) = looked(&*app.registry, |view| {
-            Ok((routing_view::gather(view, &volume, now)?.ok_or_else(absent)?, keys::current(view)?))
-        })?;
-        let document = routing.sign(&key).map_err(|error| RegistryError::Storage(Box::new(error)))?;
-        let signed = Signed { revision: routing.revision, document: document.into() };
-        app.signed.keep(&volume, signed.clone());
+        let signed = looked(&*app.registry, |view| subject.sign(view, now))?;
+        app.signed.keep(subject, signed.clone());
         Ok::<_, Fault>(Seen::News(signed))
     });
     looking.await.map_err(|_| Fault::internal())?
@@ -140,19 +204,19 @@ fn reply(signed: Signed) -> Reply {
 }
 
 impl SignedRoutings {
-    fn kept(&self, volume: &str, revision: Revision) -> Option<Signed> {
+    fn kept(&self, subject: &Subject, revision: Revision) -> Option<Signed> {
         let kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.get(volume).filter(|signed| signed.revision == revision).cloned()
+        kept.get(subject).filter(|signed| signed.revision == revision).cloned()
     }
 
-    fn keep(&self, volume: &str, signed: Signed) {
+    fn keep(&self, subject: Subject, signed: Signed) {
         let mut kept = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.remove(volume);
+        kept.remove(&subject);
         let bytes = kept.values().map(|signed| signed.document.len()).sum::<usize>() + signed.document.len();
         if kept.len() >= SIGNED_MAX || bytes > SIGNED_BYTES_MAX {
             kept.clear();
         }
-        kept.insert(volume.to_owned(), signed);
+        kept.insert(subject, signed);
     }
 }
 
@@ -163,10 +227,11 @@ mod tests {
     #[test]
     fn signed_documents_are_bounded_in_bytes() {
         let signed = SignedRoutings::default();
+        let volume = |number: u64| Subject::Volume(format!("v-{number}"));
         let document = Bytes::from(vec![b'x'; SIGNED_BYTES_MAX / 4]);
         for number in 0..20 {
-            signed.keep(&format!("v-{number}"), Signed { revision: number, document: document.clone() });
-            let kept = (0..=number).filter(|&number| signed.kept(&format!("v-{number}"), number).is_some()).count();
+            signed.keep(volume(number), Signed { revision: number, document: document.clone() });
+            let kept = (0..=number).filter(|&number| signed.kept(&volume(number), number).is_some()).count();
             assert!((1..=4).contains(&kept), "{kept} of {} bytes each", document.len());
         }
     }

@@ -5,6 +5,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod groups;
 mod hostile;
 
 use std::collections::BTreeSet;
@@ -91,7 +92,7 @@ impl Bench {
 
 fn issue(registry: &Sqlite, role: Option<Role>, volumes: &[(&str, Right)]) -> String {
     let volumes = volumes.iter().map(|(name, right)| ((*name).to_owned(), *right)).collect();
-    let wish = Wish { subject: "someone".to_owned(), role, volumes, ttl_seconds: 600 };
+    let wish = Wish { subject: "someone".to_owned(), role, group: None, volumes, ttl_seconds: 600 };
     keys::issue(registry, &wish, &by()).unwrap().1
 }
 
@@ -163,6 +164,7 @@ fn every_route_is_in_the_document_and_nothing_else() {
         "PUT /v1/volumes/{volume}/groups/{group}",
         "DELETE /v1/volumes/{volume}/groups/{group}",
         "GET /v1/volumes/{volume}/routing",
+        "GET /v1/groups/{group}/routing",
         "POST /v1/tokens",
         "DELETE /v1/tokens/{id}",
         "GET /v1/keys",
@@ -171,7 +173,7 @@ fn every_route_is_in_the_document_and_nothing_else() {
     ] {
         assert!(served.contains(promised), "{promised}");
     }
-    assert_eq!(served.len(), 36);
+    assert_eq!(served.len(), 37);
 }
 
 #[test]
@@ -236,6 +238,7 @@ fn nobody_gets_in_without_a_good_token_and_nothing_is_left_behind() {
                     Need::Viewer => token == &viewer,
                     // The reader's volume is another one than the path's.
                     Need::Volume => token == &viewer,
+                    Need::Group => false,
                     Need::AnyToken | Need::Nothing => true,
                 };
                 if !is_allowed {

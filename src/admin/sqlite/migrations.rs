@@ -10,7 +10,7 @@ use super::super::registry::RegistryError;
 /// `FBAD`: says that a file is ours before anything else of it is believed.
 const APPLICATION_ID: i32 = 0x4642_4144;
 
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     // 1: everything.
     "
     CREATE TABLE meta (
@@ -95,6 +95,14 @@ const STEPS: [&str; 2] = [
         (SELECT max(revision) FROM audit WHERE kind = 'volume' AND action = 'create' AND audit.name = volumes.name), 0
     );
     ",
+    // 3: what a group's members are told has a revision too; and when a group was made, as for volumes.
+    "
+    ALTER TABLE groups ADD COLUMN routing INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE groups ADD COLUMN made INTEGER NOT NULL DEFAULT 0;
+    UPDATE groups SET routing = (SELECT revision FROM meta), made = coalesce(
+        (SELECT max(revision) FROM audit WHERE kind = 'group' AND action = 'create' AND audit.name = groups.name), 0
+    );
+    ",
 ];
 
 /// Brings a database up to this version.
@@ -150,6 +158,9 @@ mod tests {
             INSERT INTO audit VALUES (2, 0, '', '', 'create', 'volume', 'told', NULL);
             INSERT INTO audit VALUES (4, 0, '', '', 'create', 'volume', 'told', NULL);
             INSERT INTO audit VALUES (9, 0, '', '', 'update', 'volume', 'told', NULL);
+            INSERT INTO groups VALUES ('near', '{}', 5);
+            INSERT INTO audit VALUES (5, 0, '', '', 'create', 'group', 'near', NULL);
+            UPDATE meta SET revision = 9;
         ";
         connection.execute_batch(rows).unwrap();
         run(&mut connection).unwrap();
@@ -159,5 +170,8 @@ mod tests {
                 .unwrap()
         };
         assert_eq!((made("told"), made("forgotten")), (4, 0));
+        let marks = "SELECT made, routing FROM groups WHERE name = 'near'";
+        let marks = connection.query_row(marks, [], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, u64>(1)?)));
+        assert_eq!(marks.unwrap(), (5, 9));
     }
 }

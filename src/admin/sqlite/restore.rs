@@ -139,13 +139,14 @@ fn read_replaced(path: &Path) -> Result<Replaced, RegistryError> {
     Ok(Replaced { revision, tokens, keys_deleted })
 }
 
-/// Lifts the revision above every one seen, ends the tokens and keys that had ended, marks every volume as changed, writes the audit row.
+/// Lifts the revision above every one seen, ends the tokens and keys that had ended, marks every volume and group as changed, writes the audit row.
 fn mark(copy: &mut Connection, replaced: &Replaced, from: &Path, by: &Actor) -> Result<Revision, RegistryError> {
     let transaction = copy.transaction()?;
     let own: Revision = transaction.query_row("SELECT revision FROM meta", [], |row| row.get(0))?;
     let revision = own.max(replaced.revision).saturating_add(1).max(by.at.saturating_mul(REVISIONS_PER_SECOND));
     transaction.execute("UPDATE meta SET revision = ?1", params![revision])?;
     transaction.execute("UPDATE volumes SET routing = ?1", params![revision])?;
+    transaction.execute("UPDATE groups SET routing = ?1", params![revision])?;
     for key in &replaced.keys_deleted {
         transaction.execute("DELETE FROM keys WHERE id = ?1", params![key])?;
     }

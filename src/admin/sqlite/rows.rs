@@ -8,7 +8,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::registry::{AuditRow, Listing, Record, RecordId, RegistryError, Versioned, View};
+use super::super::registry::{AuditRow, GroupMarks, Listing, Record, RecordId, RegistryError, Versioned, View};
 use crate::resource::Revision;
 
 /// Records as a transaction sees them.
@@ -53,6 +53,12 @@ impl View for Sight<'_> {
     fn volume_made(&self, volume: &str) -> Result<Option<Revision>, RegistryError> {
         let sql = "SELECT made FROM volumes WHERE name = ?1";
         Ok(self.0.query_row(sql, params![volume], |row| row.get(0)).optional()?)
+    }
+
+    fn group_marks(&self, group: &str) -> Result<Option<GroupMarks>, RegistryError> {
+        let sql = "SELECT made, routing FROM groups WHERE name = ?1";
+        let marks = |row: &Row<'_>| Ok(GroupMarks { made: row.get(0)?, routing: row.get(1)? });
+        Ok(self.0.query_row(sql, params![group], marks).optional()?)
     }
 }
 
@@ -138,7 +144,7 @@ pub fn count(connection: &Connection, id: &RecordId) -> Result<usize, rusqlite::
 pub fn insert(connection: &Connection, record: &Record, revision: Revision) -> Result<(), rusqlite::Error> {
     let (table, mut all) = place(&record.id());
     all.extend(columns(record, revision)?);
-    if let Record::Volume(_) = record {
+    if let Record::Volume(_) | Record::Group(_) = record {
         all.push(("made", integer(revision)?));
     }
     let names = all.iter().map(|(column, _)| *column).collect::<Vec<_>>().join(", ");

@@ -241,6 +241,7 @@ fn a_volumes_routing_is_marked_by_what_concerns_it_and_nothing_else() {
     let wish = keys::Wish {
         subject: "s".to_owned(),
         role: None,
+        group: None,
         volumes: [("pictures".to_owned(), crate::token::Right::Read)].into(),
         ttl_seconds: 60,
     };

@@ -19,7 +19,7 @@ use crate::token::{Right, Role};
 #[derive(Debug, Args)]
 pub struct CreateToken {
     /// A volume the token opens; may be given several times.
-    #[arg(long = "volume", value_name = "NAME", required_unless_present = "role", conflicts_with = "role")]
+    #[arg(long = "volume", value_name = "NAME", required_unless_present_any = ["role", "group"], conflicts_with = "role")]
     volumes: Vec<String>,
     /// For PUT and DELETE too.
     #[arg(long, requires = "volumes")]
@@ -27,6 +27,9 @@ pub struct CreateToken {
     /// For the admin's interface instead of volumes.
     #[arg(long, value_enum)]
     role: Option<RoleName>,
+    /// For a proxy of this group: it opens what the group's members are told, and nothing else.
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["role", "volumes"])]
+    group: Option<String>,
     /// How long it is valid, such as 15m, 1h or 7d; at most 366d.
     #[arg(long, default_value = "1h", value_name = "DURATION")]
     ttl: Time,
@@ -70,7 +73,8 @@ pub fn create(args: &CreateToken) -> anyhow::Result<()> {
     let right = if args.write { Right::ReadWrite } else { Right::Read };
     let request = TokenRequest {
         subject: args.subject.clone(),
-        role: args.role.map(Role::from),
+        role: args.group.as_ref().map(|_| Role::Proxy).or(args.role.map(Role::from)),
+        group: args.group.clone(),
         volumes: args.volumes.iter().map(|volume| (volume.clone(), right)).collect::<BTreeMap<_, _>>(),
         ttl_seconds: args.ttl.0.as_secs(),
     };
@@ -91,7 +95,7 @@ pub fn create(args: &CreateToken) -> anyhow::Result<()> {
 /// # Errors
 /// What the admin says, or why it can't be asked.
 pub fn list(common: &Common) -> anyhow::Result<()> {
-    list_of(common, "/v1/tokens", &["id", "subject", "role", "volumes", "expires_at", "revoked_at"])
+    list_of(common, "/v1/tokens", &["id", "subject", "role", "group", "volumes", "expires_at", "revoked_at"])
 }
 
 /// `forebay token show`

@@ -8,7 +8,13 @@ use crate::admin::registry::TokenRecord;
 use crate::token::{LEEWAY_SECONDS, Right, Role};
 
 fn operator_wish() -> Wish {
-    Wish { subject: "s".to_owned(), role: Some(Role::Operator), volumes: Default::default(), ttl_seconds: 600 }
+    Wish {
+        subject: "s".to_owned(),
+        role: Some(Role::Operator),
+        group: None,
+        volumes: Default::default(),
+        ttl_seconds: 600,
+    }
 }
 
 fn volume_wish() -> Wish {
@@ -123,6 +129,7 @@ fn tokens_that_have_ended_make_room_for_others() {
                 id: format!("{number:032x}"),
                 subject: "s".to_owned(),
                 role: Some(Role::Viewer),
+                group: None,
                 volumes: Default::default(),
                 key: String::new(),
                 issued_at: NOW - 100,
