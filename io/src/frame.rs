@@ -248,6 +248,28 @@ pub fn decode(store_id: u64, bytes: &[u8]) -> Result<Frame<'_>, Reject> {
     Ok(Frame { head, sum, payload })
 }
 
+/// What the head of a frame says, unproven.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Claim {
+    /// Its length on disk, in bytes: whole sectors.
+    pub frame_bytes: usize,
+    /// Its number in its chain.
+    pub sequence: u64,
+}
+
+/// What the head of the frame of `kind` at the beginning of `bytes` says, without its sum, which costs a pass over all of
+/// it: for whoever asks whether to read it at all. `None` if no such head stands there.
+#[must_use]
+pub fn claim(kind: FrameKind, bytes: &[u8]) -> Option<Claim> {
+    let header = bytes.first_chunk::<FRAME_HEADER_BYTES>()?;
+    let payload_bytes = u32_at(header, offset_of!(Layout, payload_bytes)) as usize;
+    let is_claimed = u32_at(header, offset_of!(Layout, magic)) == MAGIC
+        && u32_at(header, offset_of!(Layout, kind)) == kind.code()
+        && payload_bytes <= FRAME_PAYLOAD_BYTES_MAX;
+    let sequence = u64_at(header, offset_of!(Layout, sequence));
+    is_claimed.then(|| Claim { frame_bytes: frame_bytes(payload_bytes), sequence })
+}
+
 /// A place in a chain of frames, for whoever writes the next frame and whoever looks for it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chain {

@@ -251,7 +251,8 @@ impl DiskFile for SimFile {
             let mut platter = file.disk.platter().borrow_mut();
             let platter = &mut *platter;
             let name = &*file.name;
-            if platter.strikes(name, |faults| faults.write_error, |fired| &mut fired.write_error) {
+            let may_fail = platter.faults.may_fail_at(at);
+            if may_fail && platter.strikes(name, |faults| faults.write_error, |fired| &mut fired.write_error) {
                 let media = platter.files.get_mut(name).expect("a file once opened is never removed");
                 media.fail(write, &mut platter.rng);
                 return Err(device("write", name, at));

@@ -44,11 +44,18 @@ pub struct Faults {
     pub misdirected_write: OneIn,
     /// An operation takes as long as [`Latency::spike_us`] says.
     pub latency_spike: OneIn,
+    /// Write errors strike only what begins here; `None`: anywhere.
+    pub fails_within: Option<Range<u64>>,
     /// Rot, lost and misdirected writes strike only what begins here, and misdirected writes land here; `None`: anywhere.
     pub lies_within: Option<Range<u64>>,
 }
 
 impl Faults {
+    /// Whether a write at `at` may fail.
+    pub(super) fn may_fail_at(&self, at: u64) -> bool {
+        self.fails_within.as_ref().is_none_or(|range| range.contains(&at))
+    }
+
     /// Whether the disk may lie about what is at `at`.
     pub(super) fn may_lie_at(&self, at: u64) -> bool {
         self.lies_within.as_ref().is_none_or(|range| range.contains(&at))

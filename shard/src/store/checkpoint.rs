@@ -38,8 +38,10 @@ const FAILURES_MAX: u32 = 3;
 const HEADER_BYTES: usize = 40;
 /// No journal has written more bytes or frames, and sums of places stay far from overflow.
 const FIGURE_MAX: u64 = 1 << 60;
-/// Reads in flight while a slot is read back: the device works while frames are decoded.
-const READS_AHEAD: usize = 4;
+/// While a slot is read back: one read, four frames, and how many are in flight. The executor looks after them between two
+/// frames every half a millisecond, in which a megabyte is decoded: they must last the device that long.
+const READ_BYTES: u64 = 1 << 20;
+const READS_AHEAD: usize = 6;
 
 /// What a checkpoint says about itself, in its first and its last frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -358,10 +360,10 @@ impl<F: DiskFile> SlotReader<F> {
     ///
     /// # Errors
     /// What the disk said.
-    pub async fn read(mut self, mut each: impl FnMut(&Frame<'_>)) -> Result<bool, IoError> {
-        let mut ahead = ReadAhead { file: self.file.clone(), next: self.at, reads: FuturesOrdered::new() };
+    pub async fn read<R: Runtime>(mut self, runtime: &R, mut each: impl FnMut(&Frame<'_>)) -> Result<bool, IoError> {
+        let mut ahead = ReadAhead { file: self.file.clone(), next: self.at, reads: FuturesOrdered::new(), held: None };
         loop {
-            let Some(bytes) = ahead.read(self.at).await? else { return Ok(false) };
+            let Some(bytes) = ahead.frame(self.at).await? else { return Ok(false) };
             let Ok(found) = frame::decode(self.store_id, &bytes) else { return Ok(false) };
             if self.chain.accept(FrameKind::CheckpointEnd, &found).is_ok() {
                 return Ok(Header::decode(found.payload) == Some(self.header));
@@ -371,35 +373,53 @@ impl<F: DiskFile> SlotReader<F> {
             }
             each(&found);
             self.at += found.len_bytes() as u64;
+            runtime.yield_now().await;
         }
     }
 }
 
-/// Reads of a slot ahead of its walk. Nearly all frames are as long as one can be, so that the next begins where a read of
-/// that length ends; where one does not, reading ahead begins anew.
+/// Reads of a slot ahead of its walk. Nearly all frames are as long as one can be, so that whole frames lie in a read; where
+/// one goes on behind it, reading ahead begins anew with that frame.
 struct ReadAhead<F> {
     file: F,
     /// Where the next read begins.
     next: u64,
     /// In order; each with its offset.
     reads: FuturesOrdered<LocalBoxFuture<'static, (u64, Result<ReadBuf, IoError>)>>,
+    /// What was read last.
+    held: Option<(u64, ReadBuf)>,
 }
 
 impl<F: DiskFile> ReadAhead<F> {
-    /// As many bytes as a frame may have, fewer at the end of the file, `None` behind it.
-    async fn read(&mut self, at: u64) -> Result<Option<ReadBuf>, IoError> {
+    /// The bytes of the frame at `at`, and maybe more, fewer at the end of the file; `None` behind it.
+    async fn frame(&mut self, at: u64) -> Result<Option<ReadBuf>, IoError> {
+        let left = self.file.len_bytes().saturating_sub(at);
+        if left == 0 {
+            return Ok(None);
+        }
         loop {
+            if let Some((from, bytes)) = &self.held
+                && (*from..from + bytes.len() as u64).contains(&at)
+            {
+                let found = bytes.slice((at - from) as usize..bytes.len());
+                let claims =
+                    [FrameKind::CheckpointRecords, FrameKind::CheckpointEnd].map(|kind| frame::claim(kind, &found));
+                let wanted = claims.iter().flatten().map(|claim| claim.frame_bytes).next().unwrap_or(0) as u64;
+                if wanted.min(left).min(READ_BYTES) <= found.len() as u64 {
+                    return Ok(Some(found));
+                }
+                (self.next, self.reads) = (at, FuturesOrdered::new());
+            } else if self.reads.is_empty() {
+                self.next = at;
+            }
             while self.reads.len() < READS_AHEAD && self.next < self.file.len_bytes() {
                 let (file, from) = (self.file.clone(), self.next);
-                let len = (self.file.len_bytes() - from).min(frame_bytes(PAYLOAD_BYTES_MAX) as u64);
+                let len = (self.file.len_bytes() - from).min(READ_BYTES);
                 self.reads.push_back(async move { (from, file.read(from, len as usize).await) }.boxed_local());
                 self.next += len;
             }
-            match self.reads.next().await {
-                Some((from, bytes)) if from == at => return bytes.map(Some),
-                None if at >= self.file.len_bytes() => return Ok(None),
-                _ => (self.next, self.reads) = (at, FuturesOrdered::new()),
-            }
+            let (from, bytes) = self.reads.next().await.expect("there is something left to read");
+            self.held = Some((from, bytes?));
         }
     }
 }

@@ -154,6 +154,16 @@ impl FooterBuilder {
         }
     }
 
+    /// What it lists.
+    pub fn records(&self) -> Vec<Record> {
+        let mut records = Vec::new();
+        for payload in &self.payloads {
+            let mut bytes = &payload.bytes[..];
+            records.extend((0..payload.record_count).map_while(|_| Record::decode(&mut bytes).ok()));
+        }
+        records
+    }
+
     /// How long the footer would be with one more record of `line_bytes`, trailer included, at most.
     #[must_use]
     pub fn bytes_with(&self, line_bytes: usize) -> u64 {

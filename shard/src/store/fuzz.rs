@@ -181,7 +181,8 @@ pub fn checkpoint(data: &[u8]) {
     assert_eq!(reader.as_ref().map(|reader| reader.header), header, "a slot is known by its header");
     let Some(reader) = reader else { return };
     let mut found: Vec<(u32, Vec<u8>)> = Vec::new();
-    let read = reader.read(|frame| found.push((frame.head.record_count, frame.payload.to_vec())));
+    let runtime = SimWorld::new(1).runtime();
+    let read = reader.read(&runtime, |frame| found.push((frame.head.record_count, frame.payload.to_vec())));
     assert_eq!(block_on(read).expect("the disk has no faults"), is_whole, "a checkpoint is whole or does not count");
     let expected = written[..honest].iter().map(|frame| (frame.record_count, frame.payload.clone()));
     assert!(found.into_iter().eq(expected), "frames are handed out as they were written");

@@ -71,6 +71,20 @@ impl Index {
         self.segments[segment_of(identity)].is_above_all(identity)
     }
 
+    /// Puts `entry` behind all others of its segment, without a search; false if it does not belong there.
+    pub fn append(&mut self, entry: Entry) -> bool {
+        let number = segment_of(entry.identity());
+        if !self.segments[number].is_above_all(entry.identity()) {
+            return false;
+        }
+        let is_placed = self.segments[number].append(entry);
+        if is_placed {
+            self.count += 1;
+            return true;
+        }
+        self.insert(entry) == Inserted::New
+    }
+
     /// Takes the entry of `identity` out.
     pub fn remove(&mut self, identity: Identity) -> Option<Entry> {
         let removed = self.segments[segment_of(identity)].remove(identity);
@@ -168,6 +182,18 @@ impl Segment {
         }
         self.count += 1;
         Inserted::New
+    }
+
+    /// As `insert` of an entry above all others, while there is room for it where it belongs.
+    fn append(&mut self, entry: Entry) -> bool {
+        let slot = self.home(entry.identity()).max(self.end);
+        if self.count >= self.home_slots * LOAD_MAX_16TH / 16 || slot >= self.slots.len() {
+            return false;
+        }
+        self.slots[slot] = entry;
+        self.end = slot + 1;
+        self.count += 1;
+        true
     }
 
     /// Shifts the rest of the cluster from `slot` on up by one and places the entry; false if the tail has no room.

@@ -2,12 +2,13 @@
 //! footer of the region of the dirty stream that is open when it is acknowledged lists it too, and when that region is
 //! reclaimed a later one does.
 //!
-//! Called by publish (a new tombstone, or one that recovery found), by commit (a region opened) and by reclaim. Upholds
+//! Called by publish (a new tombstone, or one that recovery found), by commit (a region opened), by reclaim, and where a
+//! footer could not be written or is gone. Upholds
 //! promise 1 for deletes after a disaster: what is listed in a sealed footer comes back.
 
 use std::rc::Rc;
 
-use super::block::DirtyRecord;
+use super::block::{DirtyKind, DirtyRecord};
 use super::commit::encoded;
 use super::record::Record;
 use super::regions::StreamKind;
@@ -36,6 +37,14 @@ impl State {
             }
             self.unlisted.pop_front();
         }
+    }
+
+    /// A list is lost: every tombstone is listed once more.
+    pub fn list_all_again(&mut self) {
+        let is_tombstone = |record: &&Rc<DirtyRecord>| record.kind == DirtyKind::Tombstone;
+        let mut tombstones: Vec<_> = self.dirty.values().filter(is_tombstone).map(Rc::clone).collect();
+        tombstones.sort_unstable_by_key(|record| record.generation);
+        tombstones.into_iter().for_each(|record| self.list(record));
     }
 
     /// A region is about to be reused: the tombstones of its footer are listed elsewhere, as far as they still count.

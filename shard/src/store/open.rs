@@ -4,12 +4,15 @@
 //! An open ends when what recovery decided is durable; only then do the tasks start and writes begin (I11).
 
 use std::cell::RefCell;
+use std::pin::pin;
 use std::rc::Rc;
+use std::time::Duration;
 
 use forebay_io::frame::frame_bytes;
 use forebay_io::superblock::{Copies, SUPERBLOCK_BYTES, SUPERBLOCKS_BYTES, Superblock, SuperblockReject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, DiskFile, IoError, OpenMode, Runtime};
+use futures::future::{Either, select};
 
 use super::block::Certainty;
 use super::checkpoint::{Header, SlotWriter, slot_name};
@@ -33,6 +36,8 @@ use crate::policy::disk::DiskPolicy;
 const REGIONS_MIN: u32 = 6;
 /// The journal is emptied in writes of this size.
 const ZEROS_BYTES: u64 = 1 << 20;
+/// For a footer, or the prober's write, that is under way at a close: as long as a disk may be silent before it is offline.
+const CLOSE_WAIT: Duration = Duration::from_secs(15);
 /// The smallest first checkpoint slot.
 const EMPTY_SLOT_BYTES: u64 = 64 << 10;
 
@@ -209,7 +214,8 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         Ok(self.sync_slab().await?)
     }
 
-    /// Commits what is queued, writes a checkpoint, ends the tasks. Returns at once if the disk failed.
+    /// Commits what is queued, waits for footers and the prober's write, seals the open regions, writes a checkpoint, ends the
+    /// tasks. Returns at once if the disk failed.
     pub async fn close(&self) {
         {
             let mut state = self.state.borrow_mut();
@@ -229,6 +235,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             }
             stopped.await;
         }
+        self.until_settled().await;
         // Everything is committed: the open regions get their footers, which disaster recovery reads.
         for kind in StreamKind::ALL {
             let full = self.change(|state| state.take_full(kind));
@@ -238,6 +245,25 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         }
         if let Err(error) = self.checkpoint().await {
             tracing::warn!(shard = self.superblock.shard, %error, "the last checkpoint failed; the journal has it all");
+        }
+    }
+
+    /// Waits, but not for ever, until nothing is being written to any region: a write that lands after the next opening would
+    /// hit what that has put there (I1).
+    async fn until_settled(&self) {
+        let mut patience = pin!(self.runtime.sleep(CLOSE_WAIT));
+        loop {
+            let settled = self.signals.settled.listen();
+            {
+                let state = self.state.borrow();
+                if !state.probing && state.regions.iter().all(|(_, region)| !region.is_footer_due) {
+                    return;
+                }
+            }
+            if let Either::Right(_) = select(settled, patience.as_mut()).await {
+                let shard = self.superblock.shard;
+                return tracing::warn!(shard, "a region is still being written to; closing without waiting for it");
+            }
         }
     }
 

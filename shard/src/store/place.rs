@@ -20,7 +20,7 @@ use super::journal::Journal;
 use super::publish::PutMode;
 use super::record::{PutRecord, Record};
 use super::regions::{RegionState, StreamKind, footprint};
-use super::state::{Core, State};
+use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::Generation;
@@ -30,6 +30,10 @@ pub const FULL_WAIT: Duration = Duration::from_secs(2);
 /// How long it waits in all, if its region is only being opened: the record of that stands behind everything that was queued
 /// before, and a full journal stands still until a checkpoint is written. That says nothing about room on the disk.
 const OPENING_WAIT: Duration = Duration::from_secs(30);
+
+/// How often a footer is written, at most, and the pause in between.
+const FOOTER_ATTEMPTS: u32 = 3;
+const FOOTER_RETRY: Duration = Duration::from_secs(1);
 
 /// A record without a place.
 pub struct Draft {
@@ -209,14 +213,20 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         self.runtime.spawn(async move { core.seal_written(full).await });
     }
 
-    /// Writes the footer of a region whose last batch is on its way; the region is sealed then.
+    /// Writes the footer of a region whose last batch is on its way; the region is sealed then. Where that fails for good,
+    /// the deletes that it lists are listed in a later one.
     pub async fn seal_written(&self, full: OpenRegion) {
-        let region_end = self.region_at(full.region) + self.superblock.region_bytes;
-        let store_id = self.superblock.store_id;
-        let note = self.state.borrow().note();
-        let written = full.footer.write(&self.disk, &self.slab, store_id, full.epoch, region_end, &note).await;
-        if let Err(error) = written {
-            tracing::warn!(region = full.region, %error, "a footer was not written; reclaim will scan the index");
+        let mut attempts = 0;
+        while let Err(error) = self.write_footer(&full).await {
+            attempts += 1;
+            let is_over = attempts == FOOTER_ATTEMPTS || self.state.borrow().life != Life::Running;
+            tracing::warn!(region = full.region, %error, attempts, is_over, "a footer was not written");
+            if is_over {
+                // Reclaim will walk the index; a disaster would find no put of this region.
+                self.change(|state| state.list_again(&full.footer.records()));
+                break;
+            }
+            self.runtime.sleep(FOOTER_RETRY).await;
         }
         let mut state = self.state.borrow_mut();
         let region = state.regions.at_mut(full.region);
@@ -226,6 +236,14 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             region.state = RegionState::Sealed;
         }
         self.signals.reclaim.notify(1);
+        self.signals.settled.notify(usize::MAX);
+    }
+
+    async fn write_footer(&self, full: &OpenRegion) -> Result<(), IoError> {
+        let region_end = self.region_at(full.region) + self.superblock.region_bytes;
+        let store_id = self.superblock.store_id;
+        let note = self.state.borrow().note();
+        full.footer.write(&self.disk, &self.slab, store_id, full.epoch, region_end, &note).await
     }
 }
 

@@ -62,7 +62,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 }
             }
             for region in 0..self.superblock.region_count {
+                self.state.borrow_mut().probing = true;
                 self.probe(region).await;
+                self.state.borrow_mut().probing = false;
+                self.signals.settled.notify(usize::MAX);
             }
         }
     }
@@ -89,14 +92,15 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             return;
         }
         match self.rewrite_region(region).await {
-            Ok(true) => {
+            Ok(Rewritten::Same) => {
                 tracing::info!(shard = self.superblock.shard, region, "a quarantined region takes bytes again");
                 self.change(|state| {
                     state.regions.at_mut(region).state = RegionState::Free;
                     state.freed = true;
                 });
             }
-            Ok(false) => {
+            Ok(Rewritten::GivenUp) => {}
+            Ok(Rewritten::Differs) => {
                 tracing::warn!(shard = self.superblock.shard, region, "a quarantined region reads back other bytes");
             }
             Err(error) => tracing::warn!(shard = self.superblock.shard, region, %error, "a probe failed"),
@@ -118,27 +122,45 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         matches!(decided.await, Ok(Ok(_)))
     }
 
-    /// Fills a region with a pattern. False if it reads back otherwise.
-    async fn rewrite_region(&self, region: u32) -> Result<bool, IoError> {
+    /// Fills a region with a pattern and reads it back, unless the store closes meanwhile: `close` waits for what is being
+    /// written, and for no more.
+    async fn rewrite_region(&self, region: u32) -> Result<Rewritten, IoError> {
+        let is_over = || matches!(self.state.borrow().life, Life::Closing | Life::Stopped);
         let salt = self.runtime.random_u64();
         let region_at = self.region_at(region);
         let region_bytes = self.superblock.region_bytes;
         for at in (0..region_bytes).step_by(PROBE_BYTES as usize) {
+            if is_over() {
+                return Ok(Rewritten::GivenUp);
+            }
             let mut buf = self.disk.buffer(PROBE_BYTES.min(region_bytes - at) as usize).await;
             fill(&mut buf, salt ^ at);
             self.slab.write(region_at + at, buf).await?;
         }
         for at in (0..region_bytes).step_by(PROBE_BYTES as usize) {
+            if is_over() {
+                return Ok(Rewritten::GivenUp);
+            }
             let read = self.slab.read(region_at + at, PROBE_BYTES.min(region_bytes - at) as usize).await?;
             let mut expected = vec![0; read.len()];
             fill(&mut expected, salt ^ at);
             if read[..] != expected[..] {
-                return Ok(false);
+                return Ok(Rewritten::Differs);
             }
             self.runtime.yield_now().await;
         }
-        Ok(true)
+        Ok(Rewritten::Same)
     }
+}
+
+/// What became of a region under probe.
+enum Rewritten {
+    /// It reads back as it was written.
+    Same,
+    /// It does not.
+    Differs,
+    /// The store closes.
+    GivenUp,
 }
 
 /// Words that differ from place to place, so that a misdirected write is seen.

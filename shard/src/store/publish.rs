@@ -7,8 +7,8 @@
 use std::rc::Rc;
 
 use super::block::{DirtyRecord, Validity};
-use super::entry::{Entry, Place, State as EntryIs};
-use super::record::PutRecord;
+use super::entry::{Entry, Place, Proof, State as EntryIs};
+use super::record::{PlainPut, PutRecord};
 use super::regions::{RegionState, footprint};
 use super::state::State;
 use crate::canary::{self, Canary};
@@ -116,6 +116,18 @@ impl State {
             },
             PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Dirty(_) | PutMode::Replay => 0,
         }
+    }
+
+    /// Enters a clean block that recovery read in order of identity, if it is above all that its part of the index holds:
+    /// then nothing is there to be compared or replaced.
+    pub fn enter_in_order(&mut self, put: &PlainPut) -> bool {
+        let region = self.regions.at_mut(put.at.region);
+        assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
+        let proof = Proof::Sum(put.sum);
+        let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, EntryIs::Clean);
+        let is_entered = self.index.append(entry);
+        region.live += u32::from(is_entered);
+        is_entered
     }
 
     /// Enters a block in index and region.

@@ -90,7 +90,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 self.evict_unused(region, epoch, &footer.records).await
             }
             _ => {
-                self.change(|state| state.counters.footers_missing += 1);
+                self.change(|state| {
+                    state.counters.footers_missing += 1;
+                    state.list_all_again();
+                });
                 (self.evict_scanning(region, epoch).await, Vec::new())
             }
         };

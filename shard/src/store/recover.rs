@@ -77,7 +77,7 @@ pub async fn load<D: Disk, R: Runtime>(
         let replay = Replay::begin(slab, superblock, node, reader.header.from, before).await?;
         work.journal_ms += since(runtime, began);
         let began = runtime.now();
-        let whole = read_checkpoint(reader, replay).await?;
+        let whole = read_checkpoint(runtime, reader, replay).await?;
         work.checkpoint_ms += since(runtime, began);
         let Some(mut replay) = whole else {
             rejected.checkpoint_slots += 1;
@@ -115,12 +115,13 @@ pub async fn load<D: Disk, R: Runtime>(
 }
 
 /// The replay with the checkpoint applied, if that is whole.
-async fn read_checkpoint<'a, F: forebay_io::DiskFile>(
+async fn read_checkpoint<'a, F: forebay_io::DiskFile, R: Runtime>(
+    runtime: &R,
     reader: SlotReader<F>,
     mut replay: Replay<'a>,
 ) -> Result<Option<Replay<'a>>, IoError> {
     replay.begin_checkpoint(reader.header.number, reader.header.next_generation);
-    let is_whole = reader.read(|frame| replay.apply_payload(frame.payload, frame.head.record_count)).await?;
+    let is_whole = reader.read(runtime, |frame| replay.apply_payload(frame.payload, frame.head.record_count)).await?;
     Ok(is_whole.then_some(replay))
 }
 

@@ -11,7 +11,6 @@ use std::time::Duration;
 
 use forebay_io::{Disk, IoError, Runtime};
 
-use super::block::DirtyKind;
 use super::entry::{Entry, State as EntryIs};
 use super::regions::{RegionState, StreamKind};
 use super::slab_name;
@@ -131,9 +130,6 @@ impl State {
             region.state = RegionState::Sealed;
         }
         // Its footer would have listed tombstones: a later one does.
-        let mut tombstones: Vec<_> =
-            self.dirty.values().filter(|record| record.kind == DirtyKind::Tombstone).map(Rc::clone).collect();
-        tombstones.sort_unstable_by_key(|record| record.generation);
-        tombstones.into_iter().for_each(|record| self.list(record));
+        self.list_all_again();
     }
 }

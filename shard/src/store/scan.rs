@@ -7,20 +7,21 @@
 //! what was acknowledged is gone with it: [`Scanned::lost`], a disaster. Else it held fills and marks that nobody waited
 //! for, and those behind it count. Never panics on what it reads.
 
-use forebay_io::frame::{self, Chain, FrameKind, Reject};
+use forebay_io::frame::{self, Chain, Claim, FrameKind, Reject};
 use forebay_io::units::SECTOR_BYTES;
-use forebay_io::{DiskFile, IoError};
+use forebay_io::{DiskFile, IoError, ReadBuf};
 use futures::future::{FutureExt, LocalBoxFuture};
 use futures::stream::{FuturesOrdered, StreamExt};
 use std::collections::HashSet;
+use std::ops::Deref;
 
-use super::journal::{self, Point, Ring};
+use super::journal::{Point, Ring};
 use super::record::Record;
 use crate::canary::{self, Canary};
 
 /// One read, and how many are in flight.
 const READ_BYTES: u64 = 1 << 20;
-const READS_AHEAD: usize = 4;
+const READS_AHEAD: usize = 6;
 
 /// What a journal holds.
 pub struct Scanned {
@@ -98,6 +99,15 @@ pub async fn scan<F: DiskFile>(slab: &F, store_id: u64, ring: Ring, from: Point)
     let mut position = from.position;
     let mut is_torn = false;
     while position < from.position + ring.len_bytes {
+        // Most of a ring is earlier laps, which need not be proven to be passed over.
+        let is_stale = |claim: Claim| claim.sequence < scanned.end.chain.sequence;
+        if position != scanned.end.position
+            && window.claim(position).await?.is_none_or(is_stale)
+            && !canary::is(Canary::StaleFrameAccepted)
+        {
+            position += SECTOR_BYTES as u64;
+            continue;
+        }
         let found = match window.frame(store_id, position).await? {
             Ok(found) if found.head.kind == FrameKind::Journal => found,
             reject => {
@@ -207,7 +217,24 @@ struct Window<F> {
     /// The position of the first of `bytes`.
     at: u64,
     /// What was read and is not behind the walk.
-    bytes: Vec<u8>,
+    bytes: Held,
+}
+
+/// Bytes as they were read, or put together where a frame goes on in the next read.
+enum Held {
+    Read(ReadBuf),
+    Gathered(Vec<u8>),
+}
+
+impl Deref for Held {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        match self {
+            Held::Read(bytes) => bytes,
+            Held::Gathered(bytes) => bytes,
+        }
+    }
 }
 
 struct Reads<F> {
@@ -217,23 +244,27 @@ struct Reads<F> {
     next: u64,
     /// Where the lap ends.
     until: u64,
-    in_flight: FuturesOrdered<LocalBoxFuture<'static, Result<Vec<u8>, IoError>>>,
+    in_flight: FuturesOrdered<LocalBoxFuture<'static, Result<ReadBuf, IoError>>>,
 }
 
 impl<F: DiskFile> Window<F> {
     fn new(slab: &F, ring: Ring, from: u64) -> Window<F> {
         let (slab, until) = (slab.clone(), from + ring.len_bytes);
         let reads = Reads { slab, ring, next: from, until, in_flight: FuturesOrdered::new() };
-        Window { reads, at: from, bytes: Vec::new() }
+        Window { reads, at: from, bytes: Held::Gathered(Vec::new()) }
     }
 
-    /// The frame that begins at `position`, if it ends inside the lap. Positions only grow, and never pass a frame's end.
-    async fn frame(&mut self, store_id: u64, position: u64) -> Result<Result<frame::Frame<'_>, Reject>, IoError> {
+    /// What the frame at `position` claims, if one begins there. Positions only grow, and never pass a frame's end.
+    async fn claim(&mut self, position: u64) -> Result<Option<Claim>, IoError> {
         self.fill(position, SECTOR_BYTES as u64).await?;
-        if let Err(Reject::Longer { frame_bytes, .. }) = frame::decode(store_id, self.from(position))
-            && position + frame_bytes as u64 <= self.reads.until
-        {
-            self.fill(position, frame_bytes as u64).await?;
+        Ok(frame::claim(FrameKind::Journal, self.from(position)))
+    }
+
+    /// The frame that begins at `position`, if it ends inside the lap.
+    async fn frame(&mut self, store_id: u64, position: u64) -> Result<Result<frame::Frame<'_>, Reject>, IoError> {
+        let frame_bytes = self.claim(position).await?.map_or(0, |claim| claim.frame_bytes as u64);
+        if position + frame_bytes <= self.reads.until {
+            self.fill(position, frame_bytes).await?;
         }
         Ok(frame::decode(store_id, self.from(position)))
     }
@@ -245,14 +276,16 @@ impl<F: DiskFile> Window<F> {
     /// Makes sure that `len` bytes from `position` on are here; what is before them goes.
     async fn fill(&mut self, position: u64, len: u64) -> Result<(), IoError> {
         while self.at + (self.bytes.len() as u64) < position + len {
-            let passed = (position - self.at) as usize;
             let more = self.reads.next().await?;
-            if passed == self.bytes.len() {
-                self.bytes = more;
+            let left = self.from(position);
+            self.bytes = if left.is_empty() {
+                Held::Read(more)
             } else {
-                self.bytes.drain(..passed);
-                self.bytes.extend_from_slice(&more);
-            }
+                let mut gathered = Vec::with_capacity(left.len() + more.len());
+                gathered.extend_from_slice(left);
+                gathered.extend_from_slice(&more);
+                Held::Gathered(gathered)
+            };
             self.at = position;
         }
         Ok(())
@@ -260,11 +293,14 @@ impl<F: DiskFile> Window<F> {
 }
 
 impl<F: DiskFile> Reads<F> {
-    async fn next(&mut self) -> Result<Vec<u8>, IoError> {
+    async fn next(&mut self) -> Result<ReadBuf, IoError> {
         while self.in_flight.len() < READS_AHEAD && self.next < self.until {
-            let (slab, ring, from) = (self.slab.clone(), self.ring, self.next);
-            let len = (self.until - from).min(READ_BYTES) as usize;
-            self.in_flight.push_back(async move { journal::read(&slab, ring, from, len).await }.boxed_local());
+            // One stretch each: the ring's end is a read's.
+            let want = (self.until - self.next).min(READ_BYTES);
+            let stretch = self.ring.stretches(self.next, want).next();
+            let (at, len) = stretch.expect("the lap goes on, and so do its stretches");
+            let slab = self.slab.clone();
+            self.in_flight.push_back(async move { slab.read(at, len).await }.boxed_local());
             self.next += len as u64;
         }
         self.in_flight.next().await.expect("nobody asks for more than the lap has")

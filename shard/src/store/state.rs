@@ -54,6 +54,8 @@ pub struct State {
     pub stalled: bool,
     /// Regions with clean entries whose bytes no sync covered yet.
     pub unsynced_regions: BTreeSet<u32>,
+    /// Whether the prober is at a region.
+    pub probing: bool,
     /// Whether a region became free since the waiters were told.
     pub freed: bool,
     /// Which clean blocks stay.
@@ -120,6 +122,8 @@ pub struct Signals {
     pub quarantine: Event,
     /// `close`: the committer has ended.
     pub stopped: Event,
+    /// `close`: a footer was written, or not, or the prober let go of a region.
+    pub settled: Event,
     /// The healer, and whoever waits for a commit: the store takes no more writes.
     pub failed: Event,
 }
@@ -127,8 +131,8 @@ pub struct Signals {
 impl Signals {
     /// Lets everybody look again.
     pub fn notify_all(&self) {
-        let Signals { queue, regions, reclaim, checkpoint, journal, quarantine, stopped, failed } = self;
-        for event in [queue, regions, reclaim, checkpoint, journal, quarantine, stopped, failed] {
+        let Signals { queue, regions, reclaim, checkpoint, journal, quarantine, stopped, settled, failed } = self;
+        for event in [queue, regions, reclaim, checkpoint, journal, quarantine, stopped, settled, failed] {
             event.notify(usize::MAX);
         }
     }
