@@ -10,7 +10,6 @@ use std::rc::Rc;
 use forebay_io::frame::Chain;
 use forebay_io::superblock::Superblock;
 use forebay_io::{Disk, DiskFile, IoError, Runtime};
-use std::collections::HashSet;
 
 use super::block::{Certainty, DirtyRecord};
 use super::evidence::{Evidence, Seen, Trace, Version};
@@ -52,7 +51,8 @@ pub async fn salvage<D: Disk, R: Runtime>(
     let mut rejected = RejectedCounts { torn_frames: ring.torn, ..RejectedCounts::default() };
     let last = ring.last.max(note.as_ref().map_or(0, |note| note.sequence));
     let proven = slots::proven_before(disk, superblock).await?.saturating_sub(1);
-    let mut evidence = Evidence::new(superblock, node, note, (ring.complete_from, ring.last), proven);
+    let bytes_max = evidence_bytes_max(superblock);
+    let mut evidence = Evidence::new(superblock, node, note, (ring.complete_from, ring.last), proven, bytes_max);
     gather_ring(&mut evidence, &ring);
     let slots = gather_slots(disk, &mut evidence).await?;
     rejected.footers = gather_footers(slab, superblock, &mut evidence, &trailers).await?;
@@ -66,9 +66,18 @@ pub async fn salvage<D: Disk, R: Runtime>(
     state.next_generation = evidence.next_generation.max(slots.next_generation).0 + UNREAD_GENERATIONS;
     evidence.epochs.iter().for_each(|(region, epoch)| state.regions.recover_epoch(*region, *epoch));
     state.regions.skip_epochs(UNREAD_EPOCHS);
-    for (_, versions) in evidence.versions() {
-        publish_newest(&mut state, slab, superblock, versions, &mut rejected).await?;
-        runtime.yield_now().await;
+    loop {
+        for (_, versions) in evidence.versions() {
+            publish_newest(&mut state, slab, superblock, versions, &mut rejected).await?;
+            runtime.yield_now().await;
+        }
+        if !evidence.next_slice() {
+            break;
+        }
+        gather_ring(&mut evidence, &ring);
+        gather_slots(disk, &mut evidence).await?;
+        gather_footers(slab, superblock, &mut evidence, &trailers).await?;
+        settle(disk, superblock, &mut evidence, &ring, &mut rejected).await?;
     }
     rejected.dirty_unfound = evidence.unfound_count();
     rejected.malformed += ring.malformed + evidence.malformed;
@@ -76,6 +85,11 @@ pub async fn salvage<D: Disk, R: Runtime>(
     let work = RecoveryWork { records: evidence.records, ..RecoveryWork::default() };
     let (by, beginning) = (RecoveredBy::Salvage, Beginning::RebuildAside);
     Ok(Loaded { state, voids: Vec::new(), settled_through: sequence - 1, beginning, by, rejected, work })
+}
+
+/// How much of the evidence is weighed at once: 64 MiB, some 200,000 records, and less for a small slab.
+fn evidence_bytes_max(superblock: &Superblock) -> usize {
+    usize::try_from(superblock.slab_bytes() / 64).unwrap_or(usize::MAX).clamp(16 << 10, 64 << 20)
 }
 
 async fn read_trailers<F: DiskFile>(slab: &F, superblock: &Superblock) -> Result<Vec<Option<Trailer>>, IoError> {
@@ -118,7 +132,7 @@ async fn gather_slots<D: Disk>(disk: &D, evidence: &mut Evidence<'_>) -> Result<
         let header = slots::read_loose(disk, superblock, slot, |header, found| {
             let at = header.map(|header| header.from.chain.sequence.saturating_sub(1));
             let frame = ScannedFrame::decode(found.head.sequence, found.head.record_count, found.payload);
-            evidence.malformed += u64::from(frame.is_malformed);
+            evidence.malformed += u64::from(frame.is_malformed && evidence.is_first());
             // Everything a checkpoint names was synced with it.
             let is_durable = header.is_some();
             frame.records.iter().for_each(|record| evidence.gather(record, Seen { at, is_durable }));
@@ -172,26 +186,22 @@ async fn settle<D: Disk>(
     ring: &RingFrames,
     rejected: &mut RejectedCounts,
 ) -> Result<(), IoError> {
-    let mut clean = HashSet::new();
-    let mut each = |record: &Record, evidence: &mut Evidence<'_>| {
-        if let Record::Put(put) = record
-            && put.dirty.is_none()
-            && clean.insert(put.identity)
-        {
-            rejected.clean_dropped += 1;
-        }
-        evidence.settle(record);
-    };
-    for record in ring.frames.iter().flat_map(|frame| &frame.records) {
-        each(record, evidence);
-    }
+    let is_clean = |record: &&Record| matches!(record, Record::Put(put) if put.dirty.is_none());
+    let mut clean_most = 0;
     for slot in 0..=SALVAGE_SLOT {
+        // In one slot every key stands once.
+        let mut clean = 0;
         slots::read_loose(disk, superblock, slot, |_, found| {
             let frame = ScannedFrame::decode(found.head.sequence, found.head.record_count, found.payload);
-            frame.records.iter().for_each(|record| each(record, evidence));
+            clean += frame.records.iter().filter(is_clean).count() as u64;
+            frame.records.iter().for_each(|record| evidence.settle(record));
         })
         .await?;
+        clean_most = clean_most.max(clean);
     }
+    let records = || ring.frames.iter().flat_map(|frame| &frame.records);
+    records().for_each(|record| evidence.settle(record));
+    rejected.clean_dropped = clean_most.max(records().filter(is_clean).count() as u64);
     Ok(())
 }
 
