@@ -26,6 +26,7 @@ use super::state::{Core, Life, State};
 use crate::canary::{self, Canary};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
+use crate::policy::disk::Class;
 
 /// A frame's payload, at most.
 const PAYLOAD_BYTES_MAX: usize = (256 << 10) - FRAME_HEADER_BYTES;
@@ -184,9 +185,10 @@ impl<D: Disk, R: Runtime> Core<D, R> {
         let file = self.disk.open(name, OpenMode::Replace(slot_bytes)).await?;
         let mut slot = SlotWriter::begin(&self.disk, file, self.superblock.store_id, header).await?;
         for region in 0..self.superblock.region_count {
-            let Region { state, epoch, .. } = *self.state.borrow().regions.at(region);
+            let Region { state, epoch, class, .. } = *self.state.borrow().regions.at(region);
             if epoch.0 > 0 {
-                slot.push(&Record::RegionOpen { region, epoch, stream: StreamKind::Clean }).await?;
+                let stream = if class == Class::Kept { StreamKind::Kept } else { StreamKind::Clean };
+                slot.push(&Record::RegionOpen { region, epoch, stream }).await?;
             }
             if state == RegionState::Quarantined {
                 slot.push(&Record::Quarantined { region, epoch }).await?;

@@ -88,7 +88,7 @@ impl State {
             }
         };
         assert_eq!(state == EntryIs::Dirty, dirty.is_some(), "I4: what is dirty is known to be");
-        let uses = self.uses_left(current, mode);
+        let uses = self.uses_left(current, mode, put.at);
         if let Some(current) = current {
             assert!(current.generation() <= put.generation, "I13: no older generation replaces a newer one");
             self.release(current);
@@ -106,27 +106,35 @@ impl State {
 
     /// The uses that a block keeps which is written at another place: what the policy leaves it of those that were counted
     /// until now.
-    fn uses_left(&self, current: Option<Entry>, mode: &PutMode) -> u8 {
-        let Some(current) = current else { return 0 };
+    fn uses_left(&self, current: Option<Entry>, mode: &PutMode, at: Place) -> u8 {
+        let Some(current) = current else {
+            return if matches!(mode, PutMode::Replay) { self.uses_found(at) } else { 0 };
+        };
         match mode {
             PutMode::Relocation { .. } => current.uses(),
             PutMode::Reinsertion { from } => match fate(self.regions.at(from.region).class, current.uses()) {
                 Fate::Stays { uses } => uses,
                 Fate::Goes => 0,
             },
-            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Dirty(_) | PutMode::Replay => 0,
+            PutMode::Fill(_) | PutMode::Confirmed(_) | PutMode::Dirty(_) => 0,
+            PutMode::Replay => self.uses_found(at),
         }
+    }
+
+    /// The uses of a block that recovery finds: nobody knows how many there were, so one more is to keep it in either queue.
+    fn uses_found(&self, at: Place) -> u8 {
+        u8::from(self.regions.at(at.region).class == Class::New)
     }
 
     /// Enters a clean block that recovery read in order of identity, if it is above all that its part of the index holds:
     /// then nothing is there to be compared or replaced.
     pub fn enter_in_order(&mut self, put: &PlainPut) -> bool {
-        let region = self.regions.at_mut(put.at.region);
-        assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
+        let epoch = self.regions.at(put.at.region).epoch;
+        assert_eq!(epoch, put.epoch, "I1: a record is published in the epoch it was written in");
         let proof = Proof::Sum(put.sum);
         let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, EntryIs::Clean);
-        let is_entered = self.index.append(entry);
-        region.live += u32::from(is_entered);
+        let is_entered = self.index.append(entry.with_uses(self.uses_found(put.at)));
+        self.regions.at_mut(put.at.region).live += u32::from(is_entered);
         is_entered
     }
 

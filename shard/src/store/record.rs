@@ -147,7 +147,7 @@ impl Record {
                 out.push(REGION_OPEN);
                 out.extend_from_slice(&region.to_le_bytes());
                 out.extend_from_slice(&epoch.0.to_le_bytes());
-                out.push(stream.recorded() as u8);
+                out.push(*stream as u8);
             }
             Record::Opened { nonce, next_generation } => {
                 out.push(OPENED);
@@ -462,7 +462,7 @@ mod tests {
             1 => (0..=REGION_MAX, any::<u32>()).prop_map(|(region, epoch)| Record::RegionOpen {
                 region,
                 epoch: Epoch(epoch),
-                stream: if epoch % 2 == 0 { StreamKind::Clean } else { StreamKind::Dirty },
+                stream: StreamKind::ALL[(epoch % 3) as usize],
             }),
             1 => (any::<u64>(), 0..1u64 << 48)
                 .prop_map(|(nonce, next)| Record::Opened { nonce, next_generation: Generation(next) }),

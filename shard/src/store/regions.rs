@@ -24,20 +24,13 @@ pub enum StreamKind {
     Clean = 0,
     /// Puts that wait for a flush, and relocations of them.
     Dirty = 1,
-    /// What was used and is written again, and fills of what came back. Recorded as `Clean`: after a restart all that was
-    /// found counts as kept.
+    /// What was used and is written again, and fills of what came back.
     Kept = 2,
 }
 
 impl StreamKind {
     /// All of them.
     pub const ALL: [StreamKind; 3] = [StreamKind::Clean, StreamKind::Dirty, StreamKind::Kept];
-
-    /// What journal and footers call it.
-    #[must_use]
-    pub fn recorded(self) -> StreamKind {
-        if self == StreamKind::Kept { StreamKind::Clean } else { self }
-    }
 
     /// The queue of the policy that its regions belong to.
     #[must_use]
@@ -48,10 +41,10 @@ impl StreamKind {
         }
     }
 
-    /// The inverse of `as u8`, of what is recorded.
+    /// The inverse of `as u8`.
     #[must_use]
     pub fn from_u8(byte: u8) -> Option<StreamKind> {
-        [StreamKind::Clean, StreamKind::Dirty].into_iter().find(|kind| *kind as u8 == byte)
+        StreamKind::ALL.into_iter().find(|kind| *kind as u8 == byte)
     }
 }
 
@@ -121,7 +114,7 @@ impl RegionTable {
             is_footer_due: false,
             live: 0,
             dirty_bytes: 0,
-            class: Class::Kept,
+            class: Class::New,
         };
         RegionTable { regions: vec![region; count as usize], next_epoch: 1 }
     }
@@ -157,10 +150,22 @@ impl RegionTable {
         self.regions.iter().filter(|region| region.state == state).count() as u32
     }
 
-    /// Recovery found this opening in checkpoint or journal.
+    /// Recovery found this opening in checkpoint or journal. What was kept stays so: a restart forgets its uses, and its
+    /// regions are the oldest, so in the queue of what is new they would be the first to go.
+    pub fn recover_opening(&mut self, number: u32, epoch: Epoch, class: Class) {
+        self.recover_epoch(number, epoch);
+        let region = self.at_mut(number);
+        if region.epoch == epoch {
+            region.class = class;
+        }
+    }
+
+    /// Recovery found something of this epoch; its opening may not have been read.
     pub fn recover_epoch(&mut self, number: u32, epoch: Epoch) {
         let region = self.at_mut(number);
-        region.epoch = region.epoch.max(epoch);
+        if epoch > region.epoch {
+            (region.epoch, region.class) = (epoch, Class::New);
+        }
         self.next_epoch = self.next_epoch.max(epoch.0.saturating_add(1));
     }
 
@@ -369,6 +374,23 @@ mod tests {
         assert_eq!(table.reclaim_candidate(100), Some(0));
         table.at_mut(0).dirty_bytes = 95;
         assert_eq!(table.reclaim_candidate(100), None);
+    }
+
+    #[test]
+    fn recovery_gives_a_region_back_to_the_queue_of_its_last_opening() {
+        let mut table = RegionTable::new(4);
+        // In any order, as journal and checkpoint are read; a record may be read of which the opening is not.
+        table.recover_epoch(0, Epoch(7));
+        table.recover_opening(0, Epoch(7), Class::Kept);
+        table.recover_epoch(0, Epoch(7));
+        table.recover_opening(1, Epoch(8), Class::Kept);
+        table.recover_opening(1, Epoch(2), Class::New);
+        table.recover_opening(2, Epoch(3), Class::Kept);
+        table.recover_epoch(2, Epoch(9));
+        let found: Vec<(Epoch, Class)> = table.iter().map(|(_, region)| (region.epoch, region.class)).collect();
+        let expected = [(7, Class::Kept), (8, Class::Kept), (9, Class::New), (0, Class::New)];
+        assert_eq!(found, expected.map(|(epoch, class)| (Epoch(epoch), class)));
+        assert_eq!(table.draw_epoch(), Epoch(10));
     }
 
     #[test]

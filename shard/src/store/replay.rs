@@ -88,14 +88,17 @@ impl<'a> Replay<'a> {
     /// The last epoch of each region as far as the journal tells; the checkpoint begins with the others.
     fn learn_epochs(&mut self) {
         for record in self.scanned.frames.iter().flat_map(|frame| &frame.records) {
-            let (region, epoch) = match record {
-                Record::RegionOpen { region, epoch, .. } | Record::Quarantined { region, epoch } => (*region, *epoch),
+            let (region, epoch, class) = match record {
+                Record::RegionOpen { region, epoch, stream } => (*region, *epoch, Some(stream.class())),
+                Record::Quarantined { region, epoch } => (*region, *epoch, None),
                 // Its `RegionOpen` may be among frames that were skipped.
-                Record::Put(put) => (put.at.region, put.epoch),
+                Record::Put(put) => (put.at.region, put.epoch, None),
                 _ => continue,
             };
-            if region < self.superblock.region_count {
-                self.state.regions.recover_epoch(region, epoch);
+            match class {
+                _ if region >= self.superblock.region_count => {}
+                Some(class) => self.state.regions.recover_opening(region, epoch, class),
+                None => self.state.regions.recover_epoch(region, epoch),
             }
         }
     }
@@ -237,14 +240,13 @@ impl<'a> Replay<'a> {
                 self.saw(up_to, 1);
                 self.state.publish_remove(identity, up_to);
             }
-            Record::RegionOpen { region, epoch, .. } | Record::Quarantined { region, epoch }
-                if region < self.superblock.region_count =>
-            {
+            Record::RegionOpen { region, epoch, stream } if region < self.superblock.region_count => {
+                self.state.regions.recover_opening(region, epoch, stream.class());
+            }
+            Record::Quarantined { region, epoch } if region < self.superblock.region_count => {
                 self.state.regions.recover_epoch(region, epoch);
-                if let Record::Quarantined { .. } = record {
-                    let known = self.quarantined.entry(region).or_insert(epoch);
-                    *known = epoch.max(*known);
-                }
+                let known = self.quarantined.entry(region).or_insert(epoch);
+                *known = epoch.max(*known);
             }
             Record::RegionOpen { .. } | Record::Quarantined { .. } => self.rejected.malformed += 1,
             Record::Opened { next_generation, .. } => self.saw(next_generation, 0),
