@@ -2,6 +2,8 @@
 //!
 //! The library behind the one binary. With `--no-default-features --features client` only what a client links is built.
 
+#[cfg(feature = "client")]
+pub mod follow;
 pub mod lease;
 pub mod placement;
 pub mod problem;

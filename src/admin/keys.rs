@@ -116,6 +116,16 @@ pub fn current(view: &dyn View) -> Result<SigningKey, RegistryError> {
     SigningKey::from_pem(&key.private_pem).map_err(|error| RegistryError::Storage(Box::new(error)))
 }
 
+/// The key that signs routing documents: the oldest. Whoever follows learns a new key from a document signed by one that it knows, and knows it
+/// when the old one is deleted.
+///
+/// # Errors
+/// The registry's; there is none.
+pub fn oldest(view: &dyn View) -> Result<SigningKey, RegistryError> {
+    let key = records(view)?.into_iter().next().ok_or_else(|| RegistryError::NotFound("signing key".to_owned()))?;
+    SigningKey::from_pem(&key.private_pem).map_err(|error| RegistryError::Storage(Box::new(error)))
+}
+
 fn verifying(view: &dyn View) -> Result<PublicKeys, RegistryError> {
     let mut keys = PublicKeys::default();
     for key in records(view)? {

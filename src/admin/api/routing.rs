@@ -62,12 +62,12 @@ pub fn routes() -> [Route; 2] {
     };
     let of_volume = told(
         "routing",
-        "What the volume's clients are told, as a JWS signed by the current key.",
+        "What the volume's clients are told, as a JWS signed by the oldest key.",
         Shape::of::<crate::routing::Routing>(),
     );
     let of_group = told(
         "group_routing",
-        "What the group's members are told, as a JWS signed by the current key.",
+        "What the group's members are told, as a JWS signed by the oldest key.",
         Shape::of::<crate::routing::GroupRouting>(),
     );
     let route = |path, need, told| Route { method: Method::GET, path, need, work: Work::Routing, told };
@@ -110,7 +110,7 @@ impl Subject {
 
     /// Document and key are of one moment; its revision may be a later one than was seen before.
     fn sign(&self, view: &dyn View, now: u64) -> Result<Signed, RegistryError> {
-        let key = keys::current(view)?;
+        let key = keys::oldest(view)?;
         let (revision, signed) = match self {
             Subject::Volume(name) => {
                 let routing = routing_view::gather(view, name, now)?.ok_or_else(|| self.absent())?;
