@@ -1,18 +1,21 @@
-//! `forebay dev`: an S3 server with a bucket (or an existing bucket), and proxies in front of it, on this machine.
+//! `forebay dev`: an S3 server with a bucket (or an existing bucket), an admin, and two groups of proxies, one near and one
+//! far away, on this machine.
 //!
 //! Called by `cli/dev.rs`. Everything lives in one directory (`dev/layout.rs`), so that a second run goes on where the
-//! first ended. The supervisor is one thread that polls; the proxies are processes of their own, so that each can be
-//! killed and started again; the S3 server is a thread. Stopping goes the other way round: the proxies flush while the
-//! S3 server still answers.
+//! first ended. The supervisor is one thread that polls; admin and proxies are processes of their own, so that each can be
+//! killed and started again; the S3 server is a thread, and so is the relay that stands in front of the groups. Stopping goes the
+//! other way round: the proxies flush while the S3 server still answers.
 
 mod ca;
-mod control;
+pub mod control;
+mod deployment;
 mod existing;
 mod keys;
 mod layout;
 mod node_config;
 mod plan;
 mod probe;
+pub mod relay;
 pub mod s3_server;
 mod status_line;
 mod stop;
@@ -20,21 +23,25 @@ mod summary;
 mod supervise;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, bail};
 use tokio::sync::mpsc;
 
-use self::control::{Control, Request};
-use self::layout::{Layout, Lock};
+use self::control::{Control, LinkChange, Request, Target, Wish};
+use self::deployment::Deployment;
+use self::layout::{Layout, Lock, Secrecy};
 use self::node_config::{Bucket, DRAIN_SECONDS, Mode, Volume};
-use self::plan::Plan;
+use self::plan::{FAR, NEAR, Plan};
 use self::probe::{Figures, Probe};
+use self::relay::link::{Condition, GroupLink, Link, parse_changes};
+use self::relay::{Path, Relay};
 use self::s3_server::{REGION, S3Server, S3ServerOptions};
 use self::status_line::StatusLine;
 use self::stop::Stop;
-use self::summary::Summary;
-use self::supervise::{Proxy, TICK, describe};
+use self::summary::{Sources, Summary};
+use self::supervise::{Kind, Proxy, Service, TICK, describe};
 use crate::proxy::preflight;
 
 pub use self::existing::{ExistingBucket, Writes};
@@ -55,8 +62,12 @@ pub struct Options {
     pub directory: PathBuf,
     /// The first port; 0 picks free ones.
     pub port_base: u16,
-    /// How many proxies.
-    pub proxies: usize,
+    /// How many proxies are near.
+    pub near: usize,
+    /// How many proxies are far.
+    pub far: usize,
+    /// What the relay adds to a round trip to them.
+    pub far_latency: Duration,
     /// Stop by itself after so long; `None`: when asked.
     pub run_for: Option<Duration>,
     /// Serve this bucket; `None`: the built-in server's.
@@ -80,24 +91,27 @@ pub fn run(options: &Options) -> anyhow::Result<()> {
     })
 }
 
-/// Has the supervisor of `directory` start proxy `index` again. Returns what it says.
+/// Has the supervisor of `directory` do as `wish` says. Returns what it says.
 ///
 /// # Errors
-/// If none runs there, or the proxy doesn't start.
-pub fn restart(directory: &std::path::Path, index: usize) -> anyhow::Result<String> {
-    control::ask(&Layout::existing(directory)?, index)
+/// If none runs there, or it can't.
+pub fn ask(directory: &std::path::Path, wish: &Wish) -> anyhow::Result<String> {
+    control::ask(&Layout::existing(directory)?, wish)
 }
 
 /// Everything that runs. Dropped in the order of its fields: the proxies go before the S3 server.
 struct Running {
     proxies: Vec<Proxy>,
+    admin: Service,
+    deployment: Deployment,
+    links: Vec<GroupLink>,
     requests: mpsc::Receiver<Request>,
     probe: Probe,
     status: StatusLine,
     bucket: Bucket,
     volumes: Vec<Volume>,
-    token: String,
     layout: Layout,
+    _relay: Relay,
     s3: Option<S3Server>,
     _lock: Lock,
 }
@@ -108,7 +122,7 @@ async fn start(options: &Options, stop: &Stop) -> anyhow::Result<Running> {
     let layout = Layout::create(&options.directory)?;
     let lock = layout.lock()?;
     summary::remove(&layout)?;
-    let plan = Plan::draw(&layout, options.proxies, options.port_base)?;
+    let plan = Plan::draw(&layout, options.near, options.far, options.port_base)?;
     plan.check_ports()?;
     ca::prepare(&layout)?;
     let (s3, bucket, volumes) = match &options.existing {
@@ -119,22 +133,73 @@ async fn start(options: &Options, stop: &Stop) -> anyhow::Result<Running> {
         }
     };
     existing::remember_origin(&layout, &bucket, &volumes)?;
-    let (public_key, token) = keys::issue_token(&layout, &volumes)?;
+    let deployment = deployment::prepare(&layout, &plan, &bucket, &volumes)?;
+    let (links, relay) = relay(&plan, options.far_latency)?;
+    let mut admin = admin(&layout, &plan)?;
     let mut proxies = Vec::with_capacity(plan.proxies.len());
     for proxy in plan.proxies {
         let files = layout.proxy(proxy.index)?;
-        node_config::write(&layout, &proxy, &files, &bucket, &volumes, &public_key)?;
-        let mut proxy = Proxy::new(proxy, files);
-        proxy.start()?;
+        node_config::write(&layout, &proxy, &files, &bucket, &volumes, &deployment.public_key)?;
+        let mut proxy = Proxy::new(proxy, &files);
+        proxy.service.start()?;
         proxies.push(proxy);
     }
     let probe = Probe::new(&layout)?;
-    for proxy in &mut proxies {
-        proxy.wait_ready(&probe, stop).await?;
+    for service in std::iter::once(&mut admin).chain(proxies.iter_mut().map(|proxy| &mut proxy.service)) {
+        service.wait_ready(&probe, stop).await?;
     }
     let requests = listen(&layout)?;
     let status = StatusLine::new();
-    Ok(Running { proxies, requests, probe, status, bucket, volumes, token, layout, s3, _lock: lock })
+    Ok(Running {
+        proxies,
+        admin,
+        deployment,
+        links,
+        requests,
+        probe,
+        status,
+        bucket,
+        volumes,
+        layout,
+        _relay: relay,
+        s3,
+        _lock: lock,
+    })
+}
+
+/// Writes the admin's configuration and starts it.
+fn admin(layout: &Layout, plan: &Plan) -> anyhow::Result<Service> {
+    let files = layout.admin();
+    let text = toml::to_string(&serde_json::json!({"admin": {
+        "listen": plan.admin.to_string(),
+        "directory": files.directory,
+        "tls_certificate": layout.server_certificate(),
+        "tls_key": layout.server_key(),
+    }}))?;
+    let text = format!("# Written by `forebay dev` at each start: changes made here are lost.\n\n{text}");
+    layout::write_whole(&files.config, text.as_bytes(), Secrecy::Public)?;
+    let url = format!("https://{}", plan.admin);
+    let kind = Kind { command: "admin", ready: "/healthz" };
+    let mut service = Service::new("the admin".to_owned(), kind, &files.config, &files.log, url);
+    service.start()?;
+    Ok(service)
+}
+
+/// Starts the relay of both groups.
+fn relay(plan: &Plan, far_latency: Duration) -> anyhow::Result<(Vec<GroupLink>, Relay)> {
+    let (mut links, mut paths) = (Vec::new(), Vec::new());
+    for (group, latency) in [(NEAR, Duration::ZERO), (FAR, far_latency)] {
+        let link = Arc::new(Link::new(Condition { latency, ..Condition::default() }));
+        for proxy in plan.members(group) {
+            let path = |to| Path { listen: proxy.relayed(to), to, link: Arc::clone(&link) };
+            paths.extend(proxy.addresses().map(path));
+        }
+        if plan.members(group).next().is_some() {
+            links.push(GroupLink { group, link });
+        }
+    }
+    let relay = Relay::start(paths).context("the relay can't start")?;
+    Ok((links, relay))
 }
 
 /// Starts the built-in S3 server and says what it serves.
@@ -186,10 +251,18 @@ impl Running {
     }
 
     fn summary(&self) -> Summary {
-        Summary::new(&self.layout, &self.proxies, &self.bucket, &self.volumes, &self.token)
+        Summary::new(&Sources {
+            layout: &self.layout,
+            admin: &self.admin,
+            deployment: &self.deployment,
+            proxies: &self.proxies,
+            links: &self.links,
+            bucket: &self.bucket,
+            volumes: &self.volumes,
+        })
     }
 
-    /// Watches the proxies, answers restarts, draws the status line; returns when it is time to stop.
+    /// Watches the services, answers requests, draws the status line; returns when it is time to stop.
     async fn serve(&mut self, stop: &Stop, run_for: Option<Duration>) -> anyhow::Result<()> {
         let deadline = run_for.map(|run_for| Instant::now() + run_for);
         let mut next_status = Instant::now();
@@ -201,10 +274,10 @@ impl Running {
             }
             match tokio::time::timeout(TICK, self.requests.recv()).await {
                 Ok(Some(request)) => {
-                    let outcome = self.restart(request.proxy, stop).await;
+                    let outcome = self.fulfil(&request.wish, stop).await;
                     match &outcome {
                         Ok(said) => self.status.say(said),
-                        Err(e) => self.status.say(&format!("proxy {} was not started again: {e:#}", request.proxy)),
+                        Err(e) => self.status.say(&format!("{}: {e:#}", request.wish)),
                     }
                     request.answer(&outcome).await;
                 }
@@ -215,32 +288,57 @@ impl Running {
         Ok(())
     }
 
-    /// Kills proxy `index` if it runs, and starts it with the same ports and disk.
-    async fn restart(&mut self, index: usize, stop: &Stop) -> anyhow::Result<String> {
-        let count = self.proxies.len();
-        let proxy = self.proxies.get_mut(index).with_context(|| format!("there are proxies 0 to {}", count - 1))?;
-        let began = Instant::now();
-        proxy.kill()?;
-        proxy.start()?;
-        proxy.wait_ready(&self.probe, stop).await?;
-        let pid = proxy.pid().ok_or_else(|| anyhow!("proxy {index} ended at once"))?;
+    async fn fulfil(&mut self, wish: &Wish, stop: &Stop) -> anyhow::Result<String> {
+        let said = match wish {
+            Wish::Restart(target) => self.restart(*target, stop).await?,
+            Wish::Link(change) => self.change_link(change)?,
+        };
         self.summary().write(&self.layout)?;
-        Ok(format!("proxy {index} was started again, pid {pid}, ready after {:.1} s", began.elapsed().as_secs_f64()))
+        Ok(said)
     }
 
-    /// Says which proxies ended since the last look, and what they said last.
-    fn report_deaths(&mut self) -> anyhow::Result<()> {
-        for index in 0..self.proxies.len() {
-            let proxy = &mut self.proxies[index];
-            if let Some(status) = proxy.ended()? {
-                let words = proxy.last_words();
-                let again = format!(
-                    "start it again with `forebay dev --dir {} --restart {index}`",
-                    self.layout.root().display()
-                );
-                self.status.say(&format!("proxy {index} ended ({}); {again}; its log says: {words}", describe(status)));
-                self.summary().write(&self.layout)?;
+    /// Kills a service if it runs, and starts it with the same ports and disk.
+    async fn restart(&mut self, target: Target, stop: &Stop) -> anyhow::Result<String> {
+        let count = self.proxies.len();
+        let service = match target {
+            Target::Admin => &mut self.admin,
+            Target::Proxy(index) => {
+                let proxy = self.proxies.get_mut(index);
+                &mut proxy.with_context(|| format!("there are proxies 0 to {}", count - 1))?.service
             }
+        };
+        let began = Instant::now();
+        let pid = service.restart(&self.probe, stop).await?;
+        let took = began.elapsed().as_secs_f64();
+        Ok(format!("{} was started again, pid {pid}, ready after {took:.1} s", service.name))
+    }
+
+    fn change_link(&self, change: &LinkChange) -> anyhow::Result<String> {
+        let names: Vec<&str> = self.links.iter().map(|link| link.group).collect();
+        let GroupLink { group, link } = self
+            .links
+            .iter()
+            .find(|link| link.group == change.group)
+            .with_context(|| format!("there is no group {}; there are: {}", change.group, names.join(", ")))?;
+        link.change(&parse_changes(&change.changes)?);
+        Ok(format!("the link of group {group} is {}", link.condition()))
+    }
+
+    /// Says which services ended since the last look, and what they said last.
+    fn report_deaths(&mut self) -> anyhow::Result<()> {
+        let root = self.layout.root().display().to_string();
+        let mut said = Vec::new();
+        let proxies = self.proxies.iter_mut().map(|proxy| (proxy.plan.index.to_string(), &mut proxy.service));
+        for (target, service) in proxies.chain([("admin".to_owned(), &mut self.admin)]) {
+            if let Some(status) = service.ended()? {
+                let again = format!("start it again with `forebay dev --dir {root} --restart {target}`");
+                let (name, how, words) = (&service.name, describe(status), service.last_words());
+                said.push(format!("{name} ended ({how}); {again}; its log says: {words}"));
+            }
+        }
+        if !said.is_empty() {
+            said.iter().for_each(|line| self.status.say(line));
+            self.summary().write(&self.layout)?;
         }
         Ok(())
     }
@@ -248,7 +346,7 @@ impl Running {
     async fn draw_status(&mut self) {
         let mut sum = Figures::default();
         let mut alive = 0;
-        for proxy in self.proxies.iter().filter(|proxy| proxy.pid().is_some()) {
+        for proxy in self.proxies.iter().filter(|proxy| proxy.service.pid().is_some()) {
             if let Some(figures) = self.probe.figures(&proxy.plan.url()).await {
                 sum += figures;
                 alive += 1;
@@ -257,38 +355,25 @@ impl Running {
         self.status.draw(sum, alive, self.proxies.len());
     }
 
-    /// Proxies first, flushing, then the S3 server. A second Ctrl-C doesn't wait for the flush.
+    /// Proxies first, flushing, then the admin and the S3 server. A second Ctrl-C doesn't wait for the flush.
     async fn shut_down(mut self, stop: &Stop) {
         if let Err(e) = summary::remove(&self.layout) {
             self.status.say(&format!("{e:#}"));
         }
-        let running = self.proxies.iter().filter(|proxy| proxy.pid().is_some()).count();
+        let running = self.proxies.iter().filter(|proxy| proxy.service.pid().is_some()).count();
         self.status.say(&format!("stopping: {running} proxies flush (Ctrl-C again: don't wait)"));
-        self.proxies.iter().for_each(Proxy::terminate);
+        self.proxies.iter().for_each(|proxy| proxy.service.terminate());
         let deadline = Instant::now() + STOP_BOUND;
         for proxy in &mut self.proxies {
-            if let Err(e) = wait_end(proxy, stop, deadline).await {
+            if let Err(e) = proxy.service.wait_end(stop, deadline).await {
                 self.status.say(&format!("{e:#}; what was dirty is on its disk and is flushed after the next start"));
             }
+        }
+        self.admin.terminate();
+        if let Err(e) = self.admin.wait_end(stop, deadline).await {
+            self.status.say(&format!("{e:#}"));
         }
         drop(self.s3.take());
         self.status.say("stopped");
     }
-}
-
-/// Waits for a stopping proxy's end; kills it when the time is over or the user is in a hurry.
-async fn wait_end(proxy: &mut Proxy, stop: &Stop, deadline: Instant) -> anyhow::Result<()> {
-    let index = proxy.plan.index;
-    while proxy.pid().is_some() {
-        if let Some(status) = proxy.ended()? {
-            ensure!(status.success(), "proxy {index} did not stop well ({}): {}", describe(status), proxy.last_words());
-            return Ok(());
-        }
-        if stop.urgent() || Instant::now() > deadline {
-            proxy.kill()?;
-            bail!("proxy {index} was killed before it had flushed");
-        }
-        tokio::time::sleep(TICK).await;
-    }
-    Ok(())
 }

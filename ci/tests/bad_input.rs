@@ -7,7 +7,6 @@
 
 mod running;
 
-use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::Arc;
@@ -359,7 +358,7 @@ fn tokens_open_what_they_name_and_nothing_else() {
     let path = block(BACK, "secret");
     assert_eq!(node.put(&path, b"secret").status, 201);
 
-    let ours = SigningKey::from_pem(&fs::read_to_string(node.running.token_key()).unwrap()).unwrap();
+    let ours = node.running.signing_key();
     let other = SigningKey::from_pem(&generate_key().unwrap()).unwrap();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs();
     let good = |volume: &str, right| claims(&[volume.to_owned()], right, "a test", now, 600);

@@ -14,6 +14,10 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use forebay::admin::keys::current;
+use forebay::admin::registry::looked;
+use forebay::admin::sqlite::Sqlite;
+use forebay::token::SigningKey;
 use reqwest::{Certificate, Client};
 use rustix::process::{Pid, Signal, kill_process};
 use rusty_s3::{Bucket, Credentials, S3Action, UrlStyle};
@@ -36,6 +40,32 @@ pub struct Summary {
     pub volumes: Vec<VolumeSummary>,
     pub token: String,
     pub pid: u32,
+    pub admin: AdminSummary,
+    pub groups: Vec<GroupSummary>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AdminSummary {
+    pub url: String,
+    pub operator_token: String,
+    pub pid: u32,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GroupSummary {
+    pub name: String,
+    pub link: String,
+    pub members: Vec<MemberSummary>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MemberSummary {
+    pub name: String,
+    pub address: String,
+    pub proxy: usize,
 }
 
 #[derive(Debug, Clone, Deserialize)]
@@ -130,8 +160,14 @@ impl Running {
         Running::start_command(directory, command)
     }
 
-    /// As `command` says; ports are picked free and it ends by itself, should the test not end it.
+    /// As `command` says, without the group far.
     pub fn start_command(directory: &Directory, mut command: Command) -> Running {
+        command.args(["--far-proxies", "0"]);
+        Running::start_groups(directory, command)
+    }
+
+    /// As `command` says; ports are picked free and it ends by itself, should the test not end it.
+    pub fn start_groups(directory: &Directory, mut command: Command) -> Running {
         let out = fs::File::create(directory.path.with_extension("out")).unwrap();
         command.args(["--port-base", "0", "--seconds", "400"]).stdout(out.try_clone().unwrap()).stderr(out);
         let mut child = command.spawn().unwrap();
@@ -174,9 +210,16 @@ impl Running {
         self.summary.volumes.iter().find(|volume| volume.mode == mode).unwrap()
     }
 
-    /// The command line's token subcommand, with this run's key.
-    pub fn token_key(&self) -> PathBuf {
-        self.directory.join("keys/token-key.pem")
+    /// The key of this run's admin.
+    pub fn signing_key(&self) -> SigningKey {
+        let registry = Sqlite::open(&self.directory.join("admin")).unwrap();
+        looked(&registry, |view| current(view)).unwrap()
+    }
+
+    /// Has the supervisor change the link of a group, through the command line.
+    pub fn link(&self, change: &str) {
+        let output = dev(&self.directory).args(["--link", change]).output().unwrap();
+        assert!(output.status.success(), "--link {change}: {}", String::from_utf8_lossy(&output.stderr));
     }
 
     /// Kills a proxy as a power cut would, and waits until the kernel has forgotten it.

@@ -8,10 +8,15 @@ use std::time::Duration;
 
 use clap::Args;
 
+use crate::config::units::Time;
+use crate::dev::control::{LinkChange, Target, Wish};
 use crate::dev::{self, ExistingBucket, Options, Writes};
 
 /// What the proxies of one machine can be asked for; more teach nothing.
 const PROXIES_MAX: i64 = 16;
+
+/// What only a start takes.
+const STARTING: [&str; 6] = ["port_base", "proxies", "far_proxies", "far_latency", "seconds", "endpoint"];
 
 /// `forebay dev`
 #[derive(Debug, Args)]
@@ -19,18 +24,28 @@ pub struct DevArgs {
     /// Where data, keys, configuration and logs are kept; a second run goes on with what is there.
     #[arg(long, default_value = "./forebay-dev", value_name = "DIR")]
     dir: PathBuf,
-    /// The first port: S3 there, the proxies from the next ten on. 0 picks free ports.
+    /// The first port: S3 there, the admin at the next, the proxies from the next ten on. 0 picks free ports.
     #[arg(long, default_value_t = 7400, value_name = "N")]
     port_base: u16,
-    /// How many proxies.
+    /// How many proxies are in the group near.
     #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=PROXIES_MAX))]
     proxies: u16,
+    /// How many proxies are in the group far; 0 leaves it out.
+    #[arg(long, default_value_t = 2, value_name = "N", value_parser = clap::value_parser!(u16).range(0..=PROXIES_MAX))]
+    far_proxies: u16,
+    /// What a round trip to the group far takes longer.
+    #[arg(long, default_value = "5ms", value_name = "DURATION")]
+    far_latency: Time,
     /// Stop after so many seconds. Default: when asked (Ctrl-C, SIGTERM).
     #[arg(long, value_name = "N")]
     seconds: Option<u64>,
-    /// Have the `forebay dev` that runs in DIR kill proxy I, if it is alive, and start it again.
-    #[arg(long, value_name = "I", conflicts_with_all = ["port_base", "proxies", "seconds", "endpoint"])]
-    restart: Option<usize>,
+    /// Have the `forebay dev` that runs in DIR kill proxy I (or `admin`), if it is alive, and start it again.
+    #[arg(long, value_name = "I", conflicts_with_all = STARTING)]
+    restart: Option<Target>,
+    /// Have the `forebay dev` that runs in DIR change the link in front of a group: `up`, `cut`, `refused`, `latency=20ms`,
+    /// `bandwidth=10MiB`, `bandwidth=max`, with commas between them; such as near:cut.
+    #[arg(long, value_name = "GROUP:CHANGES", conflicts_with_all = STARTING, conflicts_with = "restart")]
+    link: Option<LinkChange>,
     /// Serve an existing bucket of this S3 service, with credentials from the environment or ~/.aws/credentials.
     #[arg(long, value_name = "URL", requires = "bucket")]
     endpoint: Option<String>,
@@ -53,8 +68,8 @@ pub struct DevArgs {
 /// # Errors
 /// One line with the fix.
 pub fn run(args: DevArgs) -> anyhow::Result<()> {
-    if let Some(index) = args.restart {
-        println!("{}", dev::restart(&args.dir, index)?);
+    if let Some(wish) = args.restart.map(Wish::Restart).or(args.link.map(Wish::Link)) {
+        println!("{}", dev::ask(&args.dir, &wish)?);
         return Ok(());
     }
     let writes = if args.read_only { Writes::Refused } else { Writes::Allowed };
@@ -68,7 +83,9 @@ pub fn run(args: DevArgs) -> anyhow::Result<()> {
     dev::run(&Options {
         directory: args.dir,
         port_base: args.port_base,
-        proxies: usize::from(args.proxies),
+        near: usize::from(args.proxies),
+        far: usize::from(args.far_proxies),
+        far_latency: args.far_latency.0,
         run_for: args.seconds.map(Duration::from_secs),
         existing,
     })

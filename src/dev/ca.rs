@@ -16,7 +16,7 @@ use rcgen::{
 
 use super::layout::{Layout, Secrecy, write_whole};
 
-/// The name that the certificate is for; it is valid for `127.0.0.1` and `::1` too.
+/// The name that the certificate is for; it is valid for `::1` and the loopback addresses in use too.
 pub const TLS_NAME: &str = "localhost";
 
 const DAY: Duration = Duration::from_secs(86_400);
@@ -68,7 +68,8 @@ fn authority() -> CertificateParams {
 }
 
 fn server_parameters() -> anyhow::Result<CertificateParams> {
-    let mut parameters = CertificateParams::new([TLS_NAME, "127.0.0.1", "::1"].map(str::to_owned))?;
+    let mut parameters =
+        CertificateParams::new([TLS_NAME, "127.0.0.1", "127.0.0.2", "127.0.0.3", "::1"].map(str::to_owned))?;
     parameters.distinguished_name.push(DnType::CommonName, TLS_NAME);
     parameters.key_usages = vec![KeyUsagePurpose::DigitalSignature];
     parameters.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
@@ -119,7 +120,7 @@ mod tests {
         prepare(&layout).unwrap();
         assert_eq!(read(&layout.ca_certificate()).unwrap(), authority, "a client that trusts it goes on doing so");
         assert_ne!(read(&layout.server_certificate()).unwrap(), server);
-        for name in ["localhost", "127.0.0.1", "::1"] {
+        for name in ["localhost", "127.0.0.1", "127.0.0.3", "::1"] {
             assert_eq!(verify(&layout, name), Ok(()), "{name}");
         }
         assert!(verify(&layout, "example.com").is_err());

@@ -1,13 +1,15 @@
-//! `forebay dev --restart I` from another shell: one line to the running supervisor, one line back.
+//! `forebay dev --restart I` and `--link GROUP:CHANGES` from another shell: one line to the running supervisor, one line back.
 //!
 //! The supervisor listens on a Unix socket in its directory, which only its owner may enter; `ask` is the other end.
-//! A request is `restart I`; the answer begins with `ok ` or `error `.
+//! A request is a [`Wish`] in words; the answer begins with `ok ` or `error `.
 
+use std::fmt;
 use std::fs::{self, File, Permissions};
 use std::io::{BufRead, BufReader, ErrorKind, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream as BlockingStream;
 use std::path::PathBuf;
+use std::str::FromStr;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
@@ -15,6 +17,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt};
 use tokio::net::{UnixListener, UnixStream};
 
 use super::layout::Layout;
+use super::relay::link::parse_changes;
 
 /// Longer than a proxy may take to become ready.
 const ANSWER_BOUND: Duration = Duration::from_secs(40);
@@ -32,12 +35,84 @@ pub struct Control {
     _directory: File,
 }
 
+/// What a running supervisor can be asked for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Wish {
+    /// Kill a service, if it is alive, and start it again.
+    Restart(Target),
+    /// Change the link of a group.
+    Link(LinkChange),
+}
+
+/// What can be started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Target {
+    /// A proxy, by its index.
+    Proxy(usize),
+    /// The admin.
+    Admin,
+}
+
+/// A change of the link of a group: `near:cut`, `far:up,latency=20ms`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LinkChange {
+    /// The group.
+    pub group: String,
+    /// What it is to be.
+    pub changes: String,
+}
+
 /// A request that waits for its answer.
 #[derive(Debug)]
 pub struct Request {
-    /// Which proxy to start again.
-    pub proxy: usize,
+    /// What is asked for.
+    pub wish: Wish,
     stream: UnixStream,
+}
+
+impl FromStr for Target {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Target> {
+        match text {
+            "admin" => Ok(Target::Admin),
+            index => Ok(Target::Proxy(index.parse().context("write the index of a proxy, or admin")?)),
+        }
+    }
+}
+
+impl FromStr for LinkChange {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<LinkChange> {
+        let (group, changes) =
+            text.split_once(':').context("write GROUP:CHANGES, such as near:cut or far:latency=20ms")?;
+        // For whoever typed it: the supervisor reads them again.
+        parse_changes(changes)?;
+        Ok(LinkChange { group: group.to_owned(), changes: changes.to_owned() })
+    }
+}
+
+impl fmt::Display for Wish {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Wish::Restart(Target::Proxy(index)) => write!(f, "restart {index}"),
+            Wish::Restart(Target::Admin) => f.write_str("restart admin"),
+            Wish::Link(LinkChange { group, changes }) => write!(f, "link {group}:{changes}"),
+        }
+    }
+}
+
+impl FromStr for Wish {
+    type Err = anyhow::Error;
+
+    fn from_str(text: &str) -> anyhow::Result<Wish> {
+        match text.split_once(' ') {
+            Some(("restart", target)) => Ok(Wish::Restart(target.parse()?)),
+            Some(("link", change)) => Ok(Wish::Link(change.parse()?)),
+            _ => bail!("{text:?} is no request; `restart I` and `link GROUP:CHANGES` are"),
+        }
+    }
 }
 
 impl Control {
@@ -65,7 +140,7 @@ impl Control {
                 continue;
             };
             match tokio::time::timeout(REQUEST_BOUND, read_request(&mut stream)).await {
-                Ok(Ok(proxy)) => return Request { proxy, stream },
+                Ok(Ok(wish)) => return Request { wish, stream },
                 Ok(Err(e)) => answer(stream, &format!("error {e:#}")).await,
                 Err(_) => answer(stream, "error no request came").await,
             }
@@ -90,17 +165,17 @@ impl Request {
     }
 }
 
-/// Asks the supervisor of `layout` to start `proxy` again and returns what it says when that one is ready.
+/// Asks the supervisor of `layout` and returns what it says when it is done.
 ///
 /// # Errors
 /// If no supervisor runs there, or it could not.
-pub fn ask(layout: &Layout, proxy: usize) -> anyhow::Result<String> {
+pub fn ask(layout: &Layout, wish: &Wish) -> anyhow::Result<String> {
     let (_directory, path) = layout.socket()?;
     let mut stream = BlockingStream::connect(&path).with_context(|| {
         format!("no `forebay dev` runs in {}; start one, or name its --dir", layout.root().display())
     })?;
     stream.set_read_timeout(Some(ANSWER_BOUND))?;
-    writeln!(stream, "restart {proxy}")?;
+    writeln!(stream, "{wish}")?;
     let mut line = String::new();
     BufReader::new(stream).read_line(&mut line).context("the supervisor did not answer")?;
     match line.trim_end().split_once(' ') {
@@ -110,11 +185,10 @@ pub fn ask(layout: &Layout, proxy: usize) -> anyhow::Result<String> {
     }
 }
 
-async fn read_request(stream: &mut UnixStream) -> anyhow::Result<usize> {
+async fn read_request(stream: &mut UnixStream) -> anyhow::Result<Wish> {
     let mut line = String::new();
     tokio::io::BufReader::new(stream.take(REQUEST_BYTES_MAX)).read_line(&mut line).await?;
-    let index = line.trim_end().strip_prefix("restart ").and_then(|index| index.parse().ok());
-    index.with_context(|| format!("{:?} is no request; `restart I` is", line.trim_end()))
+    line.trim_end().parse()
 }
 
 async fn answer(mut stream: UnixStream, line: &str) {
@@ -131,7 +205,8 @@ mod tests {
     fn a_request_is_answered_and_nonsense_declined() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::create(directory.path()).unwrap();
-        assert!(ask(&layout, 0).unwrap_err().to_string().contains("no `forebay dev` runs"));
+        let wish = |text: &str| text.parse::<Wish>().unwrap();
+        assert!(ask(&layout, &wish("restart 0")).unwrap_err().to_string().contains("no `forebay dev` runs"));
         let asking = {
             let layout = layout.clone();
             let (ready, is_ready) = std::sync::mpsc::channel::<()>();
@@ -142,7 +217,9 @@ mod tests {
                 nonsense.write_all(b"dance\n").unwrap();
                 let mut declined = String::new();
                 BufReader::new(nonsense).read_line(&mut declined).unwrap();
-                (declined, ask(&layout, 7).unwrap(), ask(&layout, 8).unwrap_err().to_string())
+                let restarted = ask(&layout, &Wish::Restart(Target::Proxy(7))).unwrap();
+                let change = "near:cut,latency=3ms".parse().unwrap();
+                (declined, restarted, ask(&layout, &Wish::Link(change)).unwrap_err().to_string())
             });
             (ready, thread)
         };
@@ -151,13 +228,15 @@ mod tests {
             let control = Control::listen(&layout).unwrap();
             asking.0.send(()).unwrap();
             let request = control.next().await;
-            assert_eq!(request.proxy, 7);
+            assert_eq!(request.wish, wish("restart 7"));
             request.answer(&Ok("done".to_owned())).await;
-            control.next().await.answer(&Err(anyhow::anyhow!("there is no proxy 8"))).await;
+            let request = control.next().await;
+            assert_eq!(request.wish, wish("link near:cut,latency=3ms"));
+            request.answer(&Err(anyhow::anyhow!("there is no group near"))).await;
         });
         let (declined, done, failed) = asking.1.join().unwrap();
         assert!(declined.starts_with("error \"dance\""), "{declined}");
-        assert_eq!((done.as_str(), failed.as_str()), ("done", "there is no proxy 8"));
-        assert!(ask(&layout, 7).is_err(), "the socket is gone");
+        assert_eq!((done.as_str(), failed.as_str()), ("done", "there is no group near"));
+        assert!(ask(&layout, &wish("restart admin")).is_err(), "the socket is gone");
     }
 }

@@ -1,49 +1,19 @@
-//! The secrets of `forebay dev`: the key that signs tokens, a token for all its volumes, the keys of the built-in S3.
+//! The keys of the built-in S3 server of `forebay dev`, also as the file that its admin's store refers to.
 //!
-//! Called by `dev.rs` at start. Keys are made on the first run and kept, readable by their owner only; the token is
-//! issued anew at each start, so it is always good for a week.
+//! Called by `dev.rs` at start. They are made on the first run and kept, readable by their owner only.
 
 use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
-use serde::Serialize;
 
 use super::layout::{Layout, Secrecy, write_whole};
-use super::node_config::{Mode, Volume};
-use crate::cli::token::claims;
-use crate::token::{Right, SigningKey, generate_key};
 
-const TOKEN_SECONDS: u64 = 7 * 86_400;
-
-/// What the configuration of a proxy says of the key.
-#[derive(Debug, Clone, Serialize)]
-pub struct PublicKey {
-    id: String,
-    key: String,
-}
-
-/// Makes sure that the key is there, and issues a token for `volumes` into its file. Returns both.
-///
-/// # Errors
-/// If a file can't be read or written, or the kept key is damaged.
-pub fn issue_token(layout: &Layout, volumes: &[Volume]) -> anyhow::Result<(PublicKey, String)> {
-    let path = layout.token_key();
-    let pem = kept_or(&path, || Ok(generate_key()?))?;
-    let key = SigningKey::from_pem(&pem)
-        .with_context(|| format!("{} is damaged; remove it to have a new one", path.display()))?;
-    let writable = volumes.iter().any(|volume| volume.mode != Mode::ReadOnly);
-    let right = if writable { Right::ReadWrite } else { Right::Read };
-    let names: Vec<String> = volumes.iter().map(|volume| volume.name.clone()).collect();
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).context("the clock is before 1970; set it")?.as_secs();
-    let token = key.issue(&claims(&names, right, "forebay dev", now, TOKEN_SECONDS))?;
-    write_whole(&layout.token(), token.as_bytes(), Secrecy::Secret)?;
-    Ok((PublicKey { id: key.id().to_owned(), key: key.public().to_owned() }, token))
-}
+/// The section of the credentials file.
+pub const PROFILE: &str = "default";
 
 /// The access key and secret key of the built-in S3 server.
 ///
@@ -58,6 +28,8 @@ pub fn s3_keys(layout: &Layout) -> anyhow::Result<(String, String)> {
     let mut lines = text.lines();
     match (lines.next(), lines.next()) {
         (Some(access), Some(secret)) if !access.is_empty() && !secret.is_empty() => {
+            let credentials = format!("[{PROFILE}]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n");
+            write_whole(&layout.s3_credentials(), credentials.as_bytes(), Secrecy::Secret)?;
             Ok((access.to_owned(), secret.to_owned()))
         }
         _ => bail!("{} is damaged; remove it to have new keys", path.display()),
@@ -83,17 +55,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_made_once_and_tokens_each_time() {
+    fn keys_are_made_once() {
         let directory = tempfile::tempdir().unwrap();
         let layout = Layout::create(directory.path()).unwrap();
-        let volumes = [Volume { name: "demo-back".to_owned(), prefix: String::new(), mode: Mode::WriteBack }];
-        let (key, token) = issue_token(&layout, &volumes).unwrap();
-        let (again, other) = issue_token(&layout, &volumes).unwrap();
-        assert_eq!((key.id, key.key), (again.id, again.key));
-        assert_ne!(token, other);
-        assert_eq!(fs::read_to_string(layout.token()).unwrap(), other);
         let keys = s3_keys(&layout).unwrap();
         assert_eq!(s3_keys(&layout).unwrap(), keys);
+        assert!(fs::read_to_string(layout.s3_credentials()).unwrap().contains(&keys.1));
         fs::write(layout.s3_keys(), "half\n").unwrap();
         assert!(s3_keys(&layout).unwrap_err().to_string().contains("damaged"));
     }

@@ -31,6 +31,17 @@ pub struct ProxyFiles {
     pub ports: PathBuf,
 }
 
+/// The files of the admin.
+#[derive(Debug, Clone)]
+pub struct AdminFiles {
+    /// Where its database lies.
+    pub directory: PathBuf,
+    /// Its configuration.
+    pub config: PathBuf,
+    /// Its log: stdout and stderr.
+    pub log: PathBuf,
+}
+
 /// Who may read a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Secrecy {
@@ -56,7 +67,7 @@ impl Layout {
         builder.recursive(true).mode(0o700);
         builder.create(directory).with_context(|| format!("{} can't be created", directory.display()))?;
         let layout = Layout::existing(directory)?;
-        for inner in ["tls", "keys"] {
+        for inner in ["tls", "keys", "admin"] {
             let path = layout.root.join(inner);
             builder.create(&path).with_context(|| format!("{} can't be created", path.display()))?;
         }
@@ -121,16 +132,29 @@ impl Layout {
         self.root.join("tls/server-key.pem")
     }
 
-    /// The key that signs tokens.
-    #[must_use]
-    pub fn token_key(&self) -> PathBuf {
-        self.root.join("keys/token-key.pem")
-    }
-
     /// A token for all volumes.
     #[must_use]
     pub fn token(&self) -> PathBuf {
         self.root.join("token")
+    }
+
+    /// A token that may change everything in the admin.
+    #[must_use]
+    pub fn operator_token(&self) -> PathBuf {
+        self.root.join("operator-token")
+    }
+
+    /// The files of the admin.
+    #[must_use]
+    pub fn admin(&self) -> AdminFiles {
+        let directory = self.root.join("admin");
+        AdminFiles { config: directory.join("admin.toml"), log: directory.join("log"), directory }
+    }
+
+    /// The keys of the built-in S3 server in the form of `~/.aws/credentials`.
+    #[must_use]
+    pub fn s3_credentials(&self) -> PathBuf {
+        self.root.join("keys/s3-credentials")
     }
 
     /// The keys of the built-in S3 server: access key and secret key, one a line.

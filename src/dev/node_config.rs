@@ -8,15 +8,23 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use super::ca::TLS_NAME;
-use super::keys::PublicKey;
 use super::layout::{Layout, ProxyFiles, Secrecy, write_whole};
-use super::plan::{DISK_BYTES, ProxyPlan};
+use super::plan::ProxyPlan;
 
 /// How long a stopping proxy may flush; what is left then is flushed after the next start.
 pub const DRAIN_SECONDS: u64 = 20;
 
 /// The name of the one store.
-const STORE: &str = "origin";
+pub const STORE: &str = "origin";
+
+/// A key whose tokens are good.
+#[derive(Debug, Clone, Serialize)]
+pub struct PublicKey {
+    /// The `kid` of what it signed.
+    pub id: String,
+    /// 32 bytes in base64url.
+    pub key: String,
+}
 
 /// The bucket behind the proxies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,7 +88,7 @@ pub fn write(
 ) -> anyhow::Result<()> {
     let written = Written {
         node: node(layout, proxy, files),
-        disk: vec![Disk { path: &files.disk, capacity: mebibytes(DISK_BYTES) }],
+        disk: vec![Disk { path: &files.disk, capacity: mebibytes(proxy.disk_bytes) }],
         store: vec![store(bucket)],
         volume: volumes.iter().map(volume).collect(),
         auth: Auth { public_keys: vec![key] },
@@ -154,7 +162,7 @@ struct Auth<'a> {
 
 fn node<'a>(layout: &Layout, proxy: &'a ProxyPlan, files: &'a ProxyFiles) -> Node<'a> {
     Node {
-        name: format!("proxy-{}", proxy.index),
+        name: proxy.name(),
         listen: proxy.listen.to_string(),
         shard_port_base: proxy.shard_port_base,
         shards: proxy.shards,
@@ -196,7 +204,7 @@ fn mebibytes(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::{Overrides, load};
-    use crate::dev::{ca, demo_volumes, keys, plan::Plan};
+    use crate::dev::{ca, demo_volumes, plan::Plan};
 
     #[test]
     fn what_is_written_is_a_valid_configuration() {
@@ -205,14 +213,16 @@ mod tests {
         ca::prepare(&layout).unwrap();
         let mut volumes = demo_volumes("a/");
         volumes.push(Volume { name: "read".to_owned(), prefix: String::new(), mode: Mode::ReadOnly });
-        let (key, _) = keys::issue_token(&layout, &volumes).unwrap();
+        let pem = crate::token::generate_key().unwrap();
+        let key = crate::token::SigningKey::from_pem(&pem).unwrap();
+        let key = PublicKey { id: key.id().to_owned(), key: key.public().to_owned() };
         let bucket = Bucket {
             endpoint: "http://127.0.0.1:7400".to_owned(),
             region: "eu-west-1".to_owned(),
             name: "forebay-dev".to_owned(),
             keys: Some(("access".to_owned(), "secret".to_owned())),
         };
-        for proxy in Plan::draw(&layout, 2, 0).unwrap().proxies {
+        for proxy in Plan::draw(&layout, 1, 1, 0).unwrap().proxies {
             let files = layout.proxy(proxy.index).unwrap();
             write(&layout, &proxy, &files, &bucket, &volumes, &key).unwrap();
             let config = load(&files.config, Overrides::default()).unwrap();

@@ -13,11 +13,12 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use super::layout::Layout;
+use crate::config::units::Size;
 use crate::proxy::executor::usable_cpus;
 use crate::proxy::preflight;
 
-/// Disk space of each proxy.
-pub const DISK_BYTES: u64 = 2 << 30;
+/// Disk space of each proxy whose disk is not formatted yet.
+const DISK_BYTES: u64 = 1 << 30;
 
 /// What the S3 server, keys and logs get beside the disks before we call a file system too small.
 const SPARE_BYTES: u64 = 512 << 20;
@@ -35,11 +36,18 @@ const SHARDS_MIN: u16 = 2;
 const FREE_PORTS: std::ops::Range<u16> = 15_000..32_000;
 const FREE_PORT_TRIES: usize = 200;
 
+/// The group that is near: behind a relay that adds nothing.
+pub const NEAR: &str = "near";
+/// The group that is far: behind a relay that adds latency.
+pub const FAR: &str = "far";
+
 /// What one proxy is given.
 #[derive(Debug, Clone)]
 pub struct ProxyPlan {
     /// 0-based.
     pub index: usize,
+    /// Its group.
+    pub group: &'static str,
     /// The shared port.
     pub listen: SocketAddr,
     /// Shard *n* is at this plus *n*.
@@ -50,6 +58,8 @@ pub struct ProxyPlan {
     pub cores: Vec<usize>,
     /// Its memory figure.
     pub memory_bytes: u64,
+    /// Its disk space.
+    pub disk_bytes: u64,
 }
 
 /// What everything is given.
@@ -57,11 +67,38 @@ pub struct ProxyPlan {
 pub struct Plan {
     /// Where the built-in S3 server listens.
     pub s3: SocketAddr,
-    /// The proxies, in order.
+    /// Where the admin listens.
+    pub admin: SocketAddr,
+    /// The proxies, those of the near group first.
     pub proxies: Vec<ProxyPlan>,
 }
 
 impl ProxyPlan {
+    /// Its name: as a node and as a member of its group.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("proxy-{}", self.index)
+    }
+
+    /// Where the relay of its group listens for `address`, one of its own: the same port on a loopback address of the group's, so that the
+    /// ports that the proxy tells its clients lead through the relay too.
+    #[must_use]
+    pub fn relayed(&self, address: SocketAddr) -> SocketAddr {
+        let host = if self.group == NEAR { 2 } else { 3 };
+        SocketAddr::from(([127, 0, 0, host], address.port()))
+    }
+
+    /// Where clients of its group find it.
+    #[must_use]
+    pub fn member_address(&self) -> SocketAddr {
+        self.relayed(self.listen)
+    }
+
+    /// All its addresses: the shared one, then each shard's.
+    pub fn addresses(&self) -> impl Iterator<Item = SocketAddr> + '_ {
+        std::iter::once(self.listen).chain(self.shard_addresses())
+    }
+
     /// `https://` and the shared address.
     #[must_use]
     pub fn url(&self) -> String {
@@ -81,14 +118,16 @@ impl ProxyPlan {
 }
 
 impl Plan {
-    /// Plans `proxies` proxies from `port_base` on (0: free ports), and checks that ports and disk space are there.
+    /// Plans `near` and `far` proxies from `port_base` on (0: free ports), and checks that ports and disk space are there.
     ///
     /// # Errors
     /// If a port is in use or the file system is too small, with the fix.
-    pub fn draw(layout: &Layout, proxies: usize, port_base: u16) -> anyhow::Result<Plan> {
+    pub fn draw(layout: &Layout, near: usize, far: usize, port_base: u16) -> anyhow::Result<Plan> {
         let cpus = usable_cpus();
-        let shards: Vec<u16> = (0..proxies).map(|index| shards(layout, index, cpus.len())).collect::<Result<_, _>>()?;
-        let offsets = port_offsets(&shards);
+        let proxies = near + far;
+        let disks: Vec<DiskPlan> =
+            (0..proxies).map(|index| disk_plan(layout, index, cpus.len())).collect::<Result<_, _>>()?;
+        let offsets = port_offsets(disks.iter().map(|disk| disk.shards));
         let port_base = match port_base {
             0 => free_ports(*offsets.last().expect("the end comes last"))?,
             base => base,
@@ -99,15 +138,17 @@ impl Plan {
         );
         let executors = executors(cpus.len(), proxies);
         let at = |offset: usize| port_base + u16::try_from(offset).expect("checked just now");
-        let proxies = shards.iter().enumerate().map(|(index, &shards)| ProxyPlan {
+        let proxies = disks.iter().enumerate().map(|(index, disk)| ProxyPlan {
             index,
+            group: if index < near { NEAR } else { FAR },
             listen: loopback(at(offsets[index])),
             shard_port_base: at(offsets[index] + 1),
-            shards,
+            shards: disk.shards,
             cores: deal(&cpus, executors, index),
             memory_bytes: memory_bytes(executors),
+            disk_bytes: disk.bytes,
         });
-        let plan = Plan { s3: loopback(port_base), proxies: proxies.collect() };
+        let plan = Plan { s3: loopback(port_base), admin: loopback(at(1)), proxies: proxies.collect() };
         plan.check_space(layout)?;
         Ok(plan)
     }
@@ -117,13 +158,21 @@ impl Plan {
     /// # Errors
     /// Names the first that is taken.
     pub fn check_ports(&self) -> anyhow::Result<()> {
-        let proxies =
-            self.proxies.iter().flat_map(|proxy| std::iter::once(proxy.listen).chain(proxy.shard_addresses()));
-        for address in std::iter::once(self.s3).chain(proxies) {
+        let proxies = self
+            .proxies
+            .iter()
+            .flat_map(|proxy| proxy.addresses().flat_map(|address| [address, proxy.relayed(address)]));
+        for address in [self.s3, self.admin].into_iter().chain(proxies) {
             preflight::port(address)
                 .context("a port is taken: `--port-base 0` picks free ones, `--port-base N` others")?;
         }
         Ok(())
+    }
+
+    /// The proxies of a group.
+    pub fn members(&self, group: &str) -> impl Iterator<Item = &ProxyPlan> + use<'_> {
+        let is_near = group == NEAR;
+        self.proxies.iter().filter(move |proxy| (proxy.group == NEAR) == is_near)
     }
 
     fn check_space(&self, layout: &Layout) -> anyhow::Result<()> {
@@ -131,7 +180,7 @@ impl Plan {
         let mut needed_bytes = SPARE_BYTES;
         for proxy in &self.proxies {
             if !formatted(&layout.proxy(proxy.index)?.disk) {
-                needed_bytes += DISK_BYTES;
+                needed_bytes += proxy.disk_bytes;
             }
         }
         Ok(preflight::space(layout.root(), needed_bytes)?)
@@ -145,19 +194,32 @@ fn deal(cpus: &[usize], count: usize, index: usize) -> Vec<usize> {
     dealt
 }
 
-/// How many shards proxy `index` has: what its disk was formatted with, else one per core.
-fn shards(layout: &Layout, index: usize, cpus: usize) -> anyhow::Result<u16> {
+/// What of a proxy was fixed when its disk was formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct DiskPlan {
+    shards: u16,
+    bytes: u64,
+}
+
+/// Proxy `index`: what its disk was formatted with, else a shard per core and [`DISK_BYTES`].
+fn disk_plan(layout: &Layout, index: usize, cpus: usize) -> anyhow::Result<DiskPlan> {
     let files = layout.proxy(index)?;
+    let shards = u16::try_from(cpus.min(CORES_MAX)).expect("few").max(SHARDS_MIN);
+    let mut plan = DiskPlan { shards, bytes: DISK_BYTES };
     if formatted(&files.disk)
         && let Ok(text) = fs::read_to_string(&files.config)
     {
         let written: toml::Table = text.parse().with_context(|| format!("{} is damaged", files.config.display()))?;
         let shards = written.get("node").and_then(|node| node.get("shards")).and_then(toml::Value::as_integer);
         if let Some(shards) = shards.and_then(|shards| u16::try_from(shards).ok()) {
-            return Ok(shards);
+            plan.shards = shards;
+        }
+        let capacity = written.get("disk").and_then(|disks| disks.get(0)).and_then(|disk| disk.get("capacity"));
+        if let Some(Ok(Size::Bytes(bytes))) = capacity.and_then(toml::Value::as_str).map(str::parse) {
+            plan.bytes = bytes;
         }
     }
-    Ok(u16::try_from(cpus.min(CORES_MAX)).expect("few").max(SHARDS_MIN))
+    Ok(plan)
 }
 
 /// Whether anything lies on a proxy's disk already.
@@ -165,11 +227,11 @@ fn formatted(disk: &Path) -> bool {
     fs::read_dir(disk).is_ok_and(|mut entries| entries.next().is_some())
 }
 
-/// Where each proxy's ports begin, counted from the port base, and where the last one's end: S3 has the first ten,
+/// Where each proxy's ports begin, counted from the port base, and where the last one's end: S3 and the admin have the first ten,
 /// each proxy as many tens as it needs.
-fn port_offsets(shards: &[u16]) -> Vec<usize> {
+fn port_offsets(shards: impl Iterator<Item = u16>) -> Vec<usize> {
     let mut offsets = vec![10];
-    for &shards in shards {
+    for shards in shards {
         let end = offsets.last().expect("begins with one") + (usize::from(shards) + 1).next_multiple_of(10);
         offsets.push(end);
     }
@@ -218,41 +280,41 @@ mod tests {
     fn no_two_addresses_of_a_plan_are_the_same() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let layout = Layout::create(directory.path()).unwrap();
-        let plan = Plan::draw(&layout, 3, 0).unwrap();
+        let plan = Plan::draw(&layout, 2, 1, 0).unwrap();
         plan.check_ports().unwrap();
-        let mut all: Vec<_> = plan.proxies.iter().flat_map(ProxyPlan::shard_addresses).collect();
-        all.extend(plan.proxies.iter().map(|proxy| proxy.listen));
-        all.push(plan.s3);
+        let mut all: Vec<_> = plan.proxies.iter().flat_map(ProxyPlan::addresses).collect();
+        all.extend(plan.proxies.iter().flat_map(|proxy| proxy.addresses().map(|address| proxy.relayed(address))));
+        all.extend([plan.s3, plan.admin]);
         let count = all.len();
         all.sort_unstable();
         all.dedup();
         assert_eq!(all.len(), count);
-        assert!(count > 3 * 3, "each proxy has a shared port and two shards at least");
+        assert!(count > 3 * 3 * 2, "each proxy has a shared port and two shards at least, all of them relayed");
     }
 
     #[test]
     fn a_taken_port_and_a_base_too_high_are_refused_with_the_fix() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let layout = Layout::create(directory.path()).unwrap();
-        let plan = Plan::draw(&layout, 1, 0).unwrap();
+        let plan = Plan::draw(&layout, 1, 0, 0).unwrap();
         let _taken = std::net::TcpListener::bind(plan.proxies[0].listen).unwrap();
         let refused = format!("{:#}", plan.check_ports().unwrap_err());
         assert!(
             refused.contains("--port-base 0") && refused.contains(&plan.proxies[0].listen.to_string()),
             "{refused}"
         );
-        assert!(Plan::draw(&layout, 2, 65_530).unwrap_err().to_string().contains("lower"));
+        assert!(Plan::draw(&layout, 1, 1, 65_530).unwrap_err().to_string().contains("lower"));
     }
 
     #[test]
-    fn a_formatted_disk_keeps_its_number_of_shards() {
+    fn a_formatted_disk_keeps_its_number_of_shards_and_its_size() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let layout = Layout::create(directory.path()).unwrap();
         let files = layout.proxy(0).unwrap();
-        fs::write(&files.config, "[node]\nshards = 7\n").unwrap();
-        assert_ne!(shards(&layout, 0, 2).unwrap(), 7, "nothing is formatted yet");
+        fs::write(&files.config, "[node]\nshards = 7\n\n[[disk]]\ncapacity = \"2048MiB\"\n").unwrap();
+        assert_eq!(disk_plan(&layout, 0, 2).unwrap(), DiskPlan { shards: 2, bytes: DISK_BYTES }, "not formatted yet");
         fs::write(files.disk.join("shard-000.slab"), "x").unwrap();
-        assert_eq!(shards(&layout, 0, 2).unwrap(), 7);
+        assert_eq!(disk_plan(&layout, 0, 2).unwrap(), DiskPlan { shards: 7, bytes: 2 << 30 });
     }
 
     #[test]

@@ -54,9 +54,9 @@ impl Probe {
         Ok(Probe { client })
     }
 
-    /// Whether the proxy at `url` serves.
+    /// Whether `url` answers 200.
     pub async fn is_ready(&self, url: &str) -> bool {
-        let answer = self.client.get(format!("{url}/readyz")).send().await;
+        let answer = self.client.get(url).send().await;
         answer.is_ok_and(|answer| answer.status() == StatusCode::OK)
     }
 

@@ -12,9 +12,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use serde::Serialize;
 
+use super::deployment::Deployment;
 use super::layout::{Layout, Secrecy, write_whole};
 use super::node_config::{Bucket, Volume};
-use super::supervise::Proxy;
+use super::relay::link::GroupLink;
+use super::supervise::{Proxy, Service};
 
 /// The contents of `dev.json`.
 #[derive(Debug, Serialize)]
@@ -25,6 +27,50 @@ pub struct Summary {
     volumes: Vec<VolumeSummary>,
     token: String,
     pid: u32,
+    admin: AdminSummary,
+    groups: Vec<GroupSummary>,
+}
+
+#[derive(Debug, Serialize)]
+struct AdminSummary {
+    url: String,
+    operator_token: String,
+    pid: u32,
+}
+
+#[derive(Debug, Serialize)]
+struct GroupSummary {
+    name: &'static str,
+    /// How its relay is, in words.
+    link: String,
+    members: Vec<MemberSummary>,
+}
+
+/// A member is a proxy, and has the address at which its group's relay stands in front of it.
+#[derive(Debug, Serialize)]
+struct MemberSummary {
+    name: String,
+    address: String,
+    proxy: usize,
+}
+
+/// What a summary is of.
+#[derive(Debug)]
+pub struct Sources<'a> {
+    /// Where everything is kept.
+    pub layout: &'a Layout,
+    /// The admin.
+    pub admin: &'a Service,
+    /// What it knows.
+    pub deployment: &'a Deployment,
+    /// The proxies.
+    pub proxies: &'a [Proxy],
+    /// The links of the groups.
+    pub links: &'a [GroupLink],
+    /// The bucket.
+    pub bucket: &'a Bucket,
+    /// The volumes.
+    pub volumes: &'a [Volume],
 }
 
 #[derive(Debug, Serialize)]
@@ -54,17 +100,28 @@ struct VolumeSummary {
 impl Summary {
     /// Of what runs now. A proxy that doesn't has pid 0.
     #[must_use]
-    pub fn new(layout: &Layout, proxies: &[Proxy], bucket: &Bucket, volumes: &[Volume], token: &str) -> Summary {
+    pub fn new(of: &Sources<'_>) -> Summary {
+        let Sources { layout, admin, deployment, proxies, links, bucket, volumes } = *of;
         let (access_key, secret_key) = bucket.keys.clone().unwrap_or_default();
         let proxy = |proxy: &Proxy| ProxySummary {
             url: proxy.plan.url(),
             shards: proxy.plan.shard_urls(),
-            pid: proxy.pid().unwrap_or(0),
+            pid: proxy.service.pid().unwrap_or(0),
         };
         let volume = |volume: &Volume| VolumeSummary {
             name: volume.name.clone(),
             prefix: volume.prefix.clone(),
             mode: volume.mode.name(),
+        };
+        let member = |proxy: &Proxy| MemberSummary {
+            name: proxy.plan.name(),
+            address: proxy.plan.member_address().to_string(),
+            proxy: proxy.plan.index,
+        };
+        let group = |GroupLink { group, link }: &GroupLink| GroupSummary {
+            name: group,
+            link: link.condition().to_string(),
+            members: proxies.iter().filter(|proxy| proxy.plan.group == *group).map(member).collect(),
         };
         Summary {
             ca: layout.ca_certificate(),
@@ -77,8 +134,14 @@ impl Summary {
                 bucket: bucket.name.clone(),
             },
             volumes: volumes.iter().map(volume).collect(),
-            token: token.to_owned(),
+            token: deployment.token.clone(),
             pid: std::process::id(),
+            admin: AdminSummary {
+                url: admin.url().to_owned(),
+                operator_token: deployment.operator_token.clone(),
+                pid: admin.pid().unwrap_or(0),
+            },
+            groups: links.iter().map(group).collect(),
         }
     }
 
@@ -104,6 +167,15 @@ impl Summary {
             let log = layout.root().join(format!("proxy-{index}/log"));
             let note = format!("shard ports {}, pid {}, log {}", ports.join(" "), proxy.pid, log.display());
             line(&format!("proxy {index}"), &proxy.url, &note);
+        }
+        line(
+            "admin",
+            &self.admin.url,
+            &format!("pid {}, operator's token in {}", self.admin.pid, layout.operator_token().display()),
+        );
+        for group in &self.groups {
+            let members: Vec<&str> = group.members.iter().map(|member| member.address.as_str()).collect();
+            line("group", group.name, &format!("link {}; members at {}", group.link, members.join(" ")));
         }
         for volume in &self.volumes {
             line("volume", &volume.name, &format!("{}, keys under {:?} in the bucket", volume.mode, volume.prefix));

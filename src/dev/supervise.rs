@@ -1,17 +1,17 @@
-//! The proxies as child processes of this executable: started, watched, killed, stopped.
+//! The admin and the proxies as child processes of this executable: started, watched, killed, stopped.
 //!
 //! Called by `dev.rs`, from one thread, which must be the main one: a child asks the kernel to be told when the thread
-//! that started it ends (`proxy/parent.rs`). A proxy that dies is reported with the last lines of its log and is not
+//! that started it ends (`proxy/parent.rs`). One that dies is reported with the last lines of its log and is not
 //! started again by itself: whoever kills one wants to see what the rest does.
 
 use std::fs::{self, OpenOptions};
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, anyhow, bail};
+use anyhow::{Context, anyhow, bail, ensure};
 use rustix::process::{Pid, Signal};
 
 use super::layout::ProxyFiles;
@@ -23,7 +23,7 @@ use crate::proxy::parent::PARENT_VARIABLE;
 /// How often a condition is looked at while one is waited for.
 pub const TICK: Duration = Duration::from_millis(20);
 
-/// A proxy that isn't ready by then won't be.
+/// What isn't ready by then won't be.
 const READY_BOUND: Duration = Duration::from_secs(20);
 
 /// How much of a log is read to find its last lines.
@@ -33,32 +33,64 @@ const LOG_TAIL_LINES: usize = 8;
 /// A log longer than this begins anew at the next start.
 const LOG_BYTES_MAX: u64 = 64 << 20;
 
+/// What a service is.
+#[derive(Debug, Clone, Copy)]
+pub struct Kind {
+    /// The command of this executable.
+    pub command: &'static str,
+    /// The path that answers 200 when it serves.
+    pub ready: &'static str,
+}
+
+/// One service, running or not.
+#[derive(Debug)]
+pub struct Service {
+    /// `proxy 0`, `admin`.
+    pub name: String,
+    kind: Kind,
+    config: PathBuf,
+    log: PathBuf,
+    /// `https://` and its address.
+    url: String,
+    child: Option<Child>,
+    log_start_bytes: u64,
+}
+
 /// One proxy, running or not.
 #[derive(Debug)]
 pub struct Proxy {
     /// Its ports, cores and sizes.
     pub plan: ProxyPlan,
-    /// Its files.
-    pub files: ProxyFiles,
-    child: Option<Child>,
-    log_start_bytes: u64,
+    /// Its process.
+    pub service: Service,
 }
 
 impl Proxy {
     /// Not started yet.
     #[must_use]
-    pub fn new(plan: ProxyPlan, files: ProxyFiles) -> Proxy {
-        Proxy { plan, files, child: None, log_start_bytes: 0 }
+    pub fn new(plan: ProxyPlan, files: &ProxyFiles) -> Proxy {
+        let kind = Kind { command: "proxy", ready: "/readyz" };
+        let service = Service::new(format!("proxy {}", plan.index), kind, &files.config, &files.log, plan.url());
+        Proxy { plan, service }
+    }
+}
+
+impl Service {
+    /// Not started yet.
+    #[must_use]
+    pub fn new(name: String, kind: Kind, config: &Path, log: &Path, url: String) -> Service {
+        let (config, log) = (config.to_owned(), log.to_owned());
+        Service { name, kind, config, log, url, child: None, log_start_bytes: 0 }
     }
 
     /// Starts it, in a process group of its own: a Ctrl-C on the terminal reaches this process only, which then stops
-    /// the proxies in order.
+    /// the services in order.
     ///
     /// # Errors
     /// If its log can't be opened or the process can't be started.
     pub fn start(&mut self) -> anyhow::Result<()> {
-        assert!(self.child.is_none(), "a proxy is started once");
-        let path = &self.files.log;
+        assert!(self.child.is_none(), "a service is started once");
+        let path = &self.log;
         let log = OpenOptions::new().create(true).append(true).open(path);
         let log = log.with_context(|| format!("{} can't be opened", path.display()))?;
         if log.metadata()?.len() > LOG_BYTES_MAX {
@@ -74,8 +106,8 @@ impl Proxy {
             }
         }
         let child = command
-            .args(["proxy", "--config"])
-            .arg(&self.files.config)
+            .args([self.kind.command, "--config"])
+            .arg(&self.config)
             .env(PARENT_VARIABLE, std::process::id().to_string())
             .stdin(Stdio::null())
             .stdout(log.try_clone()?)
@@ -92,23 +124,59 @@ impl Proxy {
     /// # Errors
     /// With the last lines of its log.
     pub async fn wait_ready(&mut self, probe: &Probe, stop: &Stop) -> anyhow::Result<()> {
-        let index = self.plan.index;
         let deadline = Instant::now() + READY_BOUND;
         loop {
             if let Some(status) = self.ended()? {
-                bail!("proxy {index} did not start ({}): {}", describe(status), self.last_words());
+                bail!("{} did not start ({}): {}", self.name, describe(status), self.last_words());
             }
-            if probe.is_ready(&self.plan.url()).await {
+            if probe.is_ready(&format!("{}{}", self.url, self.kind.ready)).await {
                 return Ok(());
             }
             if stop.asked() {
-                bail!("stopped while proxy {index} was starting");
+                bail!("stopped while {} was starting", self.name);
             }
             if Instant::now() > deadline {
-                bail!("proxy {index} is not ready after {READY_BOUND:?}; its log says: {}", self.last_words());
+                bail!("{} is not ready after {READY_BOUND:?}; its log says: {}", self.name, self.last_words());
             }
             tokio::time::sleep(TICK).await;
         }
+    }
+
+    /// Kills it if it runs, starts it again and waits until it is ready. Returns its process id.
+    ///
+    /// # Errors
+    /// As [`Service::start`] and [`Service::wait_ready`].
+    pub async fn restart(&mut self, probe: &Probe, stop: &Stop) -> anyhow::Result<u32> {
+        self.kill()?;
+        self.start()?;
+        self.wait_ready(probe, stop).await?;
+        self.pid().ok_or_else(|| anyhow!("{} ended at once", self.name))
+    }
+
+    /// Waits for its end after [`Service::terminate`]; kills it at `deadline`, or when the user is in a hurry.
+    ///
+    /// # Errors
+    /// If it did not end well by itself.
+    pub async fn wait_end(&mut self, stop: &Stop, deadline: Instant) -> anyhow::Result<()> {
+        while self.pid().is_some() {
+            if let Some(status) = self.ended()? {
+                let (name, how, words) = (&self.name, describe(status), self.last_words());
+                ensure!(status.success(), "{name} did not stop well ({how}): {words}");
+                return Ok(());
+            }
+            if stop.urgent() || Instant::now() > deadline {
+                self.kill()?;
+                bail!("{} was killed before it was done", self.name);
+            }
+            tokio::time::sleep(TICK).await;
+        }
+        Ok(())
+    }
+
+    /// `https://` and its address.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
     }
 
     /// Its process id while it runs.
@@ -144,10 +212,7 @@ impl Proxy {
     /// If the kernel can't say that it is.
     pub fn kill(&mut self) -> anyhow::Result<()> {
         if let Some(mut child) = self.child.take() {
-            child
-                .kill()
-                .and_then(|()| child.wait())
-                .map_err(|e| anyhow!("proxy {} can't be killed: {e}", self.plan.index))?;
+            child.kill().and_then(|()| child.wait()).map_err(|e| anyhow!("{} can't be killed: {e}", self.name))?;
         }
         Ok(())
     }
@@ -155,14 +220,14 @@ impl Proxy {
     /// The last lines of its log since its last start, on one line.
     #[must_use]
     pub fn last_words(&self) -> String {
-        let words = last_lines(&self.files.log, self.log_start_bytes).unwrap_or_default();
-        if words.is_empty() { format!("nothing, {} is empty", self.files.log.display()) } else { words }
+        let words = last_lines(&self.log, self.log_start_bytes).unwrap_or_default();
+        if words.is_empty() { format!("nothing, {} is empty", self.log.display()) } else { words }
     }
 }
 
-impl Drop for Proxy {
+impl Drop for Service {
     fn drop(&mut self) {
-        // Whatever went wrong before: no proxy outlives its supervisor.
+        // Whatever went wrong before: no service outlives its supervisor.
         if let Err(e) = self.kill() {
             eprintln!("forebay dev: {e:#}");
         }
