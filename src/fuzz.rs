@@ -41,7 +41,10 @@ pub fn http_path(data: &[u8]) {
             assert_eq!(format!("/v1/volumes/{volume}/blocks/{key}"), path, "nothing is normalised");
             key_is_its_bytes(key);
         }
-        Route::Purge { volume } => assert_eq!(format!("/v1/volumes/{volume}/purge"), path),
+        Route::Order { volume, order } => {
+            let verb = format!("{order:?}").to_lowercase();
+            assert_eq!(format!("/v1/volumes/{volume}/{verb}"), path);
+        }
         Route::Unknown => assert_eq!(route.methods(), ""),
         _ => assert!(!path.contains(['%', '?']), "a fixed path"),
     }
@@ -69,6 +72,7 @@ pub fn http_path_seeds() -> Vec<Vec<u8>> {
         "/v1/volumes/v/blocks/a/../b",
         "/v1/volumes/v/blocks/%C3%A9%2f%00",
         "/v1/volumes/demo-back/purge",
+        "/v1/volumes/demo-back/unpin",
         "/v1/topology",
         "/v1/ping",
         "/v1/status",

@@ -86,6 +86,8 @@ problems! {
     PutsFull = SERVICE_UNAVAILABLE, "puts-full", "Too many bodies are on their way in";
     /// The dirty budget is full.
     DirtyFull = SERVICE_UNAVAILABLE, "dirty-full", "Too much waits to be flushed";
+    /// The disk holds as many pinned bytes as it may.
+    PinsFull = INSUFFICIENT_STORAGE, "pins-full", "Too much is pinned";
     /// No region can be freed.
     DiskFull = SERVICE_UNAVAILABLE, "disk-full", "The disk has no free region";
     /// The fill budget is full.

@@ -31,6 +31,12 @@ canaries! {
     PublishBeforeWrite = "publish-before-write" breaks "I2";
     /// Reclaim evicts whatever lies in the region.
     EvictDirty = "evict-dirty" breaks "I4";
+    /// Reclaim takes no notice of a pin.
+    EvictPinned = "evict-pinned" breaks "I14";
+    /// A pin is acknowledged when its record is queued.
+    PinAckedEarly = "pin-acked-early" breaks "I3";
+    /// A checkpoint says nothing of pins.
+    CheckpointForgetsPins = "checkpoint-forgets-pins" breaks "I14";
     /// A purge drops a block that the origin does not have.
     PurgeDropsDirty = "purge-drops-dirty" breaks "I4";
     /// A second miss of a key begins a second fill.

@@ -20,6 +20,7 @@ mod keylock;
 mod memory;
 pub mod origin;
 pub mod outcome;
+mod pin;
 pub mod policy;
 mod put;
 pub mod read;

@@ -231,5 +231,36 @@ pub enum Removed {
     Failed(OriginError),
 }
 
+/// The answer to a pin.
+#[derive(Debug)]
+pub enum PinDone {
+    /// It is on disk, and stays: durable.
+    Done,
+    /// No such block: here (a tombstone) or at the origin.
+    Absent,
+    /// The disk holds as many pinned bytes as it may.
+    Full {
+        /// What is pinned now.
+        pinned_bytes: u64,
+        /// What may be.
+        bytes_max: u64,
+    },
+    /// As [`Got::Lost`].
+    Lost,
+    /// Not now.
+    Declined(Declined),
+    /// The origin could not be asked, or answered badly.
+    Failed(OriginError),
+}
+
+/// The answer to an unpin.
+#[derive(Debug)]
+pub enum UnpinDone {
+    /// The policy decides about it again: durable.
+    Done,
+    /// Not now.
+    Declined(Declined),
+}
+
 /// One waiter of an answer that is still to come.
 pub type Answer<T> = oneshot::Sender<T>;

@@ -91,6 +91,14 @@ counters! {
     deletes,
     /// Purges that dropped what there was.
     purges,
+    /// Pins acknowledged.
+    pins,
+    /// Pins of blocks that were not on disk and were fetched for them.
+    pins_filled,
+    /// Pins declined because too much is pinned.
+    pins_refused,
+    /// Pins taken back.
+    unpins,
     /// Flushes confirmed by the origin.
     flushes,
     /// Flushes whose key was put again before the origin's answer was there (I9).
@@ -286,6 +294,9 @@ fn add_store(sum: &mut StoreStats, other: &StoreStats) {
     sum.index_bytes += other.index_bytes;
     sum.dirty_bytes += other.dirty_bytes;
     sum.dirty_entries += other.dirty_entries;
+    sum.pinned_bytes += other.pinned_bytes;
+    sum.pinned_bytes_max += other.pinned_bytes_max;
+    sum.pinned_entries += other.pinned_entries;
     sum.regions_free += other.regions_free;
     sum.regions_sealed += other.regions_sealed;
     sum.regions_quarantined += other.regions_quarantined;
@@ -309,6 +320,8 @@ fn add_store(sum: &mut StoreStats, other: &StoreStats) {
     sum.reinsertions_forgone += other.reinsertions_forgone;
     sum.reinsertions_overwritten += other.reinsertions_overwritten;
     sum.reinsertions_deleted += other.reinsertions_deleted;
+    sum.pinned_moved += other.pinned_moved;
+    sum.pins_lost += other.pins_lost;
     sum.ghost_hits += other.ghost_hits;
     sum.fills_declined += other.fills_declined;
     sum.ghost_bytes += other.ghost_bytes;

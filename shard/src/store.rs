@@ -3,7 +3,7 @@
 //! Called by the verbs through [`Store`]; runs on one thread and in the simulator. Upholds I1 (places), I2 and I3
 //! (publish and acknowledge after durability), I4 (dirty is never evicted), I7 (pins), I9 (flushed marks), I11 and I13
 //! (recovery). The files below: `record` codec, `entry` and `index` in memory, `regions`, `append`, `commit`,
-//! `journal`, `checkpoint`, `recover`, `reclaim`, `keep`.
+//! `journal`, `checkpoint`, `recover`, `reclaim`, `keep`, `pinning`.
 
 use std::rc::Rc;
 use std::time::Duration;
@@ -52,6 +52,7 @@ mod listing;
 mod lookup;
 mod open;
 mod patient;
+mod pinning;
 mod place;
 mod probe;
 mod publish;
@@ -69,7 +70,8 @@ mod slots;
 mod state;
 
 pub use block::{
-    Appended, BeforeStore, Certainty, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, Validity,
+    Appended, BeforeStore, Certainty, Commit, DirtyKind, DirtyRecord, EntryState, Found, NewBlock, NewKind, PinOutcome,
+    Pinning, Validity,
 };
 
 pub use report::{RecoveredBy, RecoveryWork, RejectedCounts};
@@ -131,6 +133,12 @@ pub struct StoreStats {
     pub dirty_bytes: u64,
     /// Dirty blocks and tombstones.
     pub dirty_entries: u64,
+    /// What pinned blocks occupy.
+    pub pinned_bytes: u64,
+    /// What they may occupy.
+    pub pinned_bytes_max: u64,
+    /// Pinned blocks.
+    pub pinned_entries: u64,
     /// Regions ready to be opened.
     pub regions_free: u64,
     /// Regions full of records.
@@ -177,6 +185,10 @@ pub struct StoreStats {
     pub reinsertions_overwritten: u64,
     /// Re-insertions overtaken by a delete or a purge.
     pub reinsertions_deleted: u64,
+    /// Pinned blocks that reclaim moved.
+    pub pinned_moved: u64,
+    /// Pinned blocks that were dropped because their bytes could not be read any more.
+    pub pins_lost: u64,
     /// Fills of blocks that had gone from disk not long before.
     pub ghost_hits: u64,
     /// Fills that the write budget kept from disk.
@@ -297,6 +309,8 @@ impl<D: Disk, R: Runtime> Store<D, R> {
             sums: sums_of(&block),
             etag: Some(block.etag),
             dirty,
+            // Filled in with the place.
+            pinning: Pinning::Unpinned,
         };
         self.core.state.borrow().writable()?;
         if !self.core.state.borrow().admits(put.identity, put.generation, &mode) {
@@ -386,13 +400,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
 
     /// Drops a clean entry of this very generation at once: its bytes rotted. Journaled with a later commit.
     pub fn forget(&self, identity: Identity, generation: Generation) {
-        let is_dropped = self.core.change(|state| {
-            let current = state.index.find(identity).filter(|entry| entry.generation() == generation);
-            current.is_some() && state.publish_remove(identity, generation)
-        });
-        if is_dropped {
-            self.core.queue(Item::applied(&Record::Remove { identity, up_to: generation }));
-        }
+        self.core.forget(identity, generation);
     }
 
     /// The origin confirmed this generation: a dirty block becomes clean, a tombstone goes; if it is not current any
@@ -423,7 +431,8 @@ impl<D: Disk, R: Runtime> Store<D, R> {
     /// Figures for status and metrics.
     #[must_use]
     pub fn stats(&self) -> StoreStats {
-        self.core.state.borrow().stats()
+        let pinned_bytes_max = self.core.pinned_bytes_max();
+        StoreStats { pinned_bytes_max, ..self.core.state.borrow().stats() }
     }
 
     /// Asserts I1, I4, I7, I10 and that regions and entries agree. Walks everything: for tests and simulated steps.

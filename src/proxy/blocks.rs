@@ -10,7 +10,7 @@ use bytes::Bytes;
 use forebay_io::{Disk, DiskFile, Runtime};
 use forebay_shard::key::{BlockKey, Generation};
 use forebay_shard::origin::{Etag, Origin};
-use forebay_shard::outcome::{Headed, Located, Put, PutDone, Removed};
+use forebay_shard::outcome::{Headed, Located, PinDone, Put, PutDone, Removed, UnpinDone};
 use forebay_shard::read::ReadError;
 use forebay_shard::stats::ShardStats;
 
@@ -39,6 +39,10 @@ pub trait Blocks: Clone + 'static {
     fn delete(&self, key: &BlockKey) -> impl Future<Output = Routed<Removed>>;
     /// Drops `key` here only.
     fn purge(&self, key: &BlockKey) -> impl Future<Output = Routed<Removed>>;
+    /// Keeps `key` on its disk, fetching it if need be.
+    fn pin(&self, key: &BlockKey) -> impl Future<Output = Routed<PinDone>>;
+    /// Takes a pin back.
+    fn unpin(&self, key: &BlockKey) -> impl Future<Output = Routed<UnpinDone>>;
     /// Tells the owner that the bytes of `generation` on its disk are not what they should be; resolves when the next GET
     /// repairs it, or when the owner can't be told.
     fn report_rot(&self, key: &BlockKey, generation: Generation) -> impl Future<Output = ()>;
@@ -76,6 +80,14 @@ impl<D: Disk, O: Origin, R: Runtime> Blocks for Rc<Dispatch<D, O, R>> {
 
     async fn purge(&self, key: &BlockKey) -> Routed<Removed> {
         Dispatch::purge(self, key).await
+    }
+
+    async fn pin(&self, key: &BlockKey) -> Routed<PinDone> {
+        Dispatch::pin(self, key).await
+    }
+
+    async fn unpin(&self, key: &BlockKey) -> Routed<UnpinDone> {
+        Dispatch::unpin(self, key).await
     }
 
     async fn report_rot(&self, key: &BlockKey, generation: Generation) {

@@ -15,7 +15,9 @@ use forebay_shard::dirty::DirtyItem;
 use forebay_shard::flush::FlushReport;
 use forebay_shard::key::{BlockKey, Generation};
 use forebay_shard::origin::{Etag, Origin};
-use forebay_shard::outcome::{Declined, DeclinedReason, Got, Headed, Located, Pin, Put, PutDone, Removed};
+use forebay_shard::outcome::{
+    Declined, DeclinedReason, Got, Headed, Located, Pin, PinDone, Put, PutDone, Removed, UnpinDone,
+};
 use forebay_shard::read::ReadError;
 use forebay_shard::shard::Shard;
 use forebay_shard::stats::ShardStats;
@@ -210,6 +212,28 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
         self.remove(key, Removal::Purge).await
     }
 
+    /// Keeps a block on its disk, fetching it if need be.
+    pub async fn pin(&self, key: &BlockKey) -> Routed<PinDone> {
+        let number = self.owner(key);
+        if let Some(shard) = self.own(number) {
+            return routed(number, 0, shard.pin(key).await);
+        }
+        let (answer, answered) = oneshot::channel();
+        let message = Message::Pin { shard: number, key: key.clone(), answer };
+        routed(number, 1, self.hop(number, message, answered).await.unwrap_or_else(PinDone::Declined))
+    }
+
+    /// Takes a pin back.
+    pub async fn unpin(&self, key: &BlockKey) -> Routed<UnpinDone> {
+        let number = self.owner(key);
+        if let Some(shard) = self.own(number) {
+            return routed(number, 0, shard.unpin_block(key).await);
+        }
+        let (answer, answered) = oneshot::channel();
+        let message = Message::UnpinBlock { shard: number, key: key.clone(), answer };
+        routed(number, 1, self.hop(number, message, answered).await.unwrap_or_else(UnpinDone::Declined))
+    }
+
     /// Offers a block that this core read whole and verified to its owner's memory tier. A full mailbox forgets it.
     pub fn offer_memory(&self, key: &BlockKey, generation: Generation, body: Bytes, etag: Etag) {
         let number = self.owner(key);
@@ -380,6 +404,20 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
                     drop(in_flight);
                 });
             }
+            Message::Pin { key, answer, .. } => {
+                let shard = shard.clone();
+                runtime.spawn(async move {
+                    drop(answer.send(shard.pin(&key).await));
+                    drop(in_flight);
+                });
+            }
+            Message::UnpinBlock { key, answer, .. } => {
+                let shard = shard.clone();
+                runtime.spawn(async move {
+                    drop(answer.send(shard.unpin_block(&key).await));
+                    drop(in_flight);
+                });
+            }
             Message::Rot { key, generation, answer, .. } => {
                 let shard = shard.clone();
                 runtime.spawn(async move {
@@ -439,6 +477,8 @@ enum Message {
     Head { shard: u16, key: BlockKey, answer: oneshot::Sender<Headed> },
     Put { shard: u16, put: Box<Put>, answer: oneshot::Sender<PutDone> },
     Remove { shard: u16, key: BlockKey, removal: Removal, answer: oneshot::Sender<Removed> },
+    Pin { shard: u16, key: BlockKey, answer: oneshot::Sender<PinDone> },
+    UnpinBlock { shard: u16, key: BlockKey, answer: oneshot::Sender<UnpinDone> },
     Unpin { shard: u16, pin: Pin },
     Offer { shard: u16, key: BlockKey, generation: Generation, body: Bytes, etag: Etag },
     Rot { shard: u16, key: BlockKey, generation: Generation, answer: oneshot::Sender<()> },
@@ -454,6 +494,8 @@ impl Message {
             | Message::Head { shard, .. }
             | Message::Put { shard, .. }
             | Message::Remove { shard, .. }
+            | Message::Pin { shard, .. }
+            | Message::UnpinBlock { shard, .. }
             | Message::Unpin { shard, .. }
             | Message::Offer { shard, .. }
             | Message::Rot { shard, .. }

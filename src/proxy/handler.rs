@@ -1,7 +1,7 @@
 //! Answers requests: routes them, checks who asks, calls the verb, and puts the common headers on.
 //!
 //! One per core, called by `listener` for every request. The verbs are in `handler/`: `read` (GET, HEAD), `change` (PUT,
-//! DELETE, purge) and `node` (everything that is not about a block). A verb answers a response or a [`Failure`]; this file
+//! DELETE, purge, pin, unpin) and `node` (everything that is not about a block). A verb answers a response or a [`Failure`]; this file
 //! turns either into an answer with a request id, counts it and logs it.
 
 mod change;
@@ -206,15 +206,14 @@ impl<B: Blocks> Handler<B> {
                     _ => self.delete(&key, volume, trace).await,
                 }
             }
-            (Route::Purge { volume }, &Method::POST) => {
+            (Route::Order { volume, order }, &Method::POST) => {
                 let volume = self.admit(parts, volume, Right::ReadWrite, remembered)?;
                 let query = parts.uri.query().and_then(|query| query.strip_prefix("key="));
-                let encoded =
-                    query.ok_or_else(|| Failure::new(Problem::BadKey, "write purge?key=… percent-encoded"))?;
-                self.purge(&self.block_key(volume, encoded)?, trace).await
+                let encoded = query.ok_or_else(|| Failure::new(Problem::BadKey, "write ?key=… percent-encoded"))?;
+                self.order(order, &self.block_key(volume, encoded)?, trace).await
             }
             (Route::Unknown, _) => Err(Failure::new(Problem::NoSuchPath, "see the README for the paths there are")),
-            (_, &Method::GET | &Method::HEAD) if !matches!(route, Route::Purge { .. }) => self.node(route).await,
+            (_, &Method::GET | &Method::HEAD) if !matches!(route, Route::Order { .. }) => self.node(route).await,
             _ => Err(Failure::method(route.methods())),
         }
     }

@@ -33,6 +33,10 @@ pub enum Outcome {
     Delete,
     /// Purge done.
     Purge,
+    /// Pin acknowledged.
+    Pin,
+    /// Unpin acknowledged.
+    Unpin,
     /// Everything that is not about a block: ping, topology, status, metrics, health.
     Other,
     /// 4xx other than a block that is not there.
@@ -43,7 +47,7 @@ pub enum Outcome {
 
 impl Outcome {
     /// All of them, in order of their numbers.
-    pub const ALL: [Outcome; 12] = [
+    pub const ALL: [Outcome; 14] = [
         Outcome::HitMemory,
         Outcome::HitDisk,
         Outcome::Miss,
@@ -53,6 +57,8 @@ impl Outcome {
         Outcome::Put,
         Outcome::Delete,
         Outcome::Purge,
+        Outcome::Pin,
+        Outcome::Unpin,
         Outcome::Other,
         Outcome::Refused,
         Outcome::Failed,
@@ -71,6 +77,8 @@ impl Outcome {
             Outcome::Put => "put",
             Outcome::Delete => "delete",
             Outcome::Purge => "purge",
+            Outcome::Pin => "pin",
+            Outcome::Unpin => "unpin",
             Outcome::Other => "other",
             Outcome::Refused => "refused",
             Outcome::Failed => "failed",

@@ -318,6 +318,9 @@ fn store_families(status: &Status) -> Vec<Family> {
                 ("quarantined", store.regions_quarantined),
             ],
         ),
+        Family::gauge("store_pinned_blocks", "Blocks that stay on disk until they are unpinned", store.pinned_entries),
+        Family::gauge("store_pinned", "What they occupy", store.pinned_bytes).in_bytes(),
+        Family::gauge("store_pinned_limit", "What they may occupy", store.pinned_bytes_max).in_bytes(),
         Family::gauge("store_journal_used", "Journal that no checkpoint covers yet", store.journal_used_bytes)
             .in_bytes(),
         Family::counters(
@@ -333,6 +336,8 @@ fn store_families(status: &Status) -> Vec<Family> {
                 ("relocate", store.relocated),
                 ("reinsert", store.reinserted),
                 ("reinsert-forgone", store.reinsertions_forgone),
+                ("pinned-moved", store.pinned_moved),
+                ("pin-lost", store.pins_lost),
                 ("ghost-hit", store.ghost_hits),
                 ("fill-declined", store.fills_declined),
             ],

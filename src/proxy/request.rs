@@ -18,10 +18,12 @@ pub enum Route<'a> {
         /// Percent-encoded.
         key: &'a str,
     },
-    /// `/v1/volumes/{volume}/purge`.
-    Purge {
+    /// `/v1/volumes/{volume}/{purge|pin|unpin}`.
+    Order {
         /// The volume's name.
         volume: &'a str,
+        /// What is to be done with a block of it.
+        order: Order,
     },
     /// `/v1/topology`.
     Topology,
@@ -39,13 +41,26 @@ pub enum Route<'a> {
     Unknown,
 }
 
+/// What can be done with a block of this cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// It goes.
+    Purge,
+    /// It stays.
+    Pin,
+    /// The policy decides again.
+    Unpin,
+}
+
 impl<'a> Route<'a> {
     /// The route of a path as it was sent.
     #[must_use]
     pub fn of(path: &'a str) -> Route<'a> {
         if let Some(rest) = path.strip_prefix("/v1/volumes/") {
             return match rest.split_once('/') {
-                Some((volume, "purge")) => Route::Purge { volume },
+                Some((volume, "purge")) => Route::Order { volume, order: Order::Purge },
+                Some((volume, "pin")) => Route::Order { volume, order: Order::Pin },
+                Some((volume, "unpin")) => Route::Order { volume, order: Order::Unpin },
                 Some((volume, verb)) => match verb.strip_prefix("blocks/") {
                     Some(key) => Route::Block { volume, key },
                     None => Route::Unknown,
@@ -69,7 +84,7 @@ impl<'a> Route<'a> {
     pub fn methods(self) -> &'static str {
         match self {
             Route::Block { .. } => "GET, HEAD, PUT, DELETE",
-            Route::Purge { .. } => "POST",
+            Route::Order { .. } => "POST",
             Route::Topology | Route::Ping | Route::Status | Route::Metrics | Route::Healthz | Route::Readyz => {
                 "GET, HEAD"
             }
@@ -185,7 +200,9 @@ mod tests {
         assert_eq!(Route::of("/v1/volumes/v/blocks/"), Route::Block { volume: "v", key: "" });
         assert_eq!(Route::of("/v1/volumes//blocks/k"), Route::Block { volume: "", key: "k" });
         assert_eq!(Route::of("/v1/volumes/v/blocks/purge"), Route::Block { volume: "v", key: "purge" });
-        assert_eq!(Route::of("/v1/volumes/v/purge"), Route::Purge { volume: "v" });
+        for (name, order) in [("purge", Order::Purge), ("pin", Order::Pin), ("unpin", Order::Unpin)] {
+            assert_eq!(Route::of(&format!("/v1/volumes/v/{name}")), Route::Order { volume: "v", order });
+        }
         for unknown in ["", "/", "/v1", "/v1/volumes/v", "/v1/volumes/v/blocks", "/v1/volumes/v/purge/", "//healthz"] {
             assert_eq!(Route::of(unknown), Route::Unknown, "{unknown}");
         }

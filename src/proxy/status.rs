@@ -126,6 +126,7 @@ impl Status {
             "payload_bytes": self.requests.bytes_sent + self.requests.bytes_received,
             "requests": self.requests_json(),
             "dirty": self.dirty_json(),
+            "pinned": pinned_json(total),
             "sync": self.facts.sync() == SyncMode::Always,
             "warnings": self.warnings(),
             "memory": self.memory_json(),
@@ -273,6 +274,9 @@ fn one_disk_json(facts: &DiskFacts, stats: &DiskStats) -> Value {
         ("entries", store.entries.into()),
         ("dirty_records", store.dirty_entries.into()),
         ("dirty_bytes", store.dirty_bytes.into()),
+        ("pinned_blocks", store.pinned_entries.into()),
+        ("pinned_bytes", store.pinned_bytes.into()),
+        ("pinned_bytes_max", store.pinned_bytes_max.into()),
         ("written_bytes", stats.written_bytes.into()),
         ("strays", stats.strays.into()),
         ("regions_free", store.regions_free.into()),
@@ -295,6 +299,18 @@ fn health_json(health: &HealthReport) -> Value {
         "probes_needed": health.probes_needed,
         "counts": health.counts.named().into_iter().map(|(name, count)| (name.to_owned(), count.into()))
             .collect::<serde_json::Map<_, _>>(),
+    })
+}
+
+/// What clients asked to stay on disk, and the share that they may ask for.
+fn pinned_json(stats: &ShardStats) -> Value {
+    let store = &stats.store;
+    json!({
+        "blocks": store.pinned_entries,
+        "bytes": store.pinned_bytes,
+        "bytes_max": store.pinned_bytes_max,
+        "moved": store.pinned_moved,
+        "lost": store.pins_lost,
     })
 }
 

@@ -7,6 +7,7 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
+use event_listener::Event;
 use futures::channel::oneshot;
 
 use super::stream::Fill;
@@ -22,6 +23,8 @@ pub(crate) struct FillTable {
     running: Rc<Cell<usize>>,
     running_max: usize,
     keys: Rc<RefCell<IdentityMap<KeyFills>>>,
+    /// An append has ended.
+    ends: Event,
 }
 
 /// What is known of one key; only keys with something to say have it.
@@ -89,6 +92,7 @@ impl FillTable {
             running: Rc::default(),
             running_max: fills_max,
             keys: Rc::default(),
+            ends: Event::new(),
         }
     }
 
@@ -132,11 +136,23 @@ impl FillTable {
     pub(crate) fn end_validity(&self, identity: Identity, ended: &Validity) {
         // Cleared, so that it can be told from the others; nothing looks at it any more.
         ended.clear();
+        self.ends.notify(usize::MAX);
         let mut keys = self.keys.borrow_mut();
         let Some(of_key) = keys.get_mut(&identity) else { return };
         of_key.validities.retain(Validity::holds);
         if of_key.is_empty() {
             keys.remove(&identity);
+        }
+    }
+
+    /// Resolves when no append of the key may still publish. Under the key's lock: a change would end them untold.
+    pub(crate) async fn ended(&self, identity: Identity) {
+        loop {
+            let end = self.ends.listen();
+            if !self.is_filling(identity) {
+                return;
+            }
+            end.await;
         }
     }
 

@@ -15,6 +15,11 @@ const NEW_DIVISOR: u32 = 10;
 /// Of a reclaimed region at most so much is written again, in sixteenths.
 pub const KEPT_MAX_16TH: u64 = 12;
 
+/// Of the regions beyond so many half ones, those that pinned blocks may fill are one in four: with half of the disk dirty beside them,
+/// three open and one free, a region remains of which less than nine tenths has to be moved.
+const UNPINNED_HALF_REGIONS: u64 = 15;
+const PINNED_DIVISOR: u64 = 4;
+
 /// A queue of regions.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Class {
@@ -127,4 +132,30 @@ pub fn fate(class: Class, uses: u8) -> Fate {
 #[must_use]
 pub fn kept_bytes_max(region_bytes: u64) -> u64 {
     region_bytes / 16 * KEPT_MAX_16TH
+}
+
+/// What pinned blocks may occupy of a disk, in bytes: a quarter of a large one, little of a very small one.
+#[must_use]
+pub fn pinned_bytes_max(region_count: u32, region_bytes: u64) -> u64 {
+    let half_regions = (u64::from(region_count) * 2).saturating_sub(UNPINNED_HALF_REGIONS);
+    region_bytes / 2 / PINNED_DIVISOR * half_regions
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// By the arithmetic of reclaim: it takes a region of which at most nine tenths has to be moved.
+    #[test]
+    fn i14_what_is_pinned_and_dirty_always_leaves_a_region_to_reclaim() {
+        let region_bytes = 64 << 20;
+        for region_count in 8..2_000u32 {
+            let pinned_bytes = pinned_bytes_max(region_count, region_bytes);
+            let staying_bytes = u64::from(region_count) * region_bytes / 2 + pinned_bytes;
+            // Open: dirty, clean and, in all but very small stores, kept; one is free.
+            let sealed = u64::from(region_count - if region_count < 12 { 3 } else { 4 });
+            assert!(staying_bytes < sealed * (region_bytes / 10 * 9), "{region_count} regions");
+            assert!(pinned_bytes > 0 && pinned_bytes <= u64::from(region_count) * region_bytes / 4);
+        }
+    }
 }

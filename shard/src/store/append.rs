@@ -15,6 +15,7 @@ use forebay_io::{Disk, DiskFile, IoError};
 use futures::future::join_all;
 
 use super::footer::FooterBuilder;
+use super::record::RECORD_BYTES_MAX;
 use super::regions::{Epoch, footprint, place_after};
 
 /// A batch this large is launched without waiting for its commit.
@@ -105,6 +106,13 @@ impl OpenRegion {
     #[must_use]
     pub fn next_offset(&self, len_bytes: u32) -> u64 {
         place_after(self.cursor, len_bytes)
+    }
+
+    /// Whether a record of `len_bytes` with one piece would still fit, roughly: its footer line is not known yet.
+    #[must_use]
+    pub fn has_room(&self, len_bytes: u32) -> bool {
+        let end = self.next_offset(len_bytes) + footprint(len_bytes);
+        sectors_up(end) + self.footer.bytes_with(RECORD_BYTES_MAX) <= self.region_bytes
     }
 
     /// Reserves `offset` (from [`OpenRegion::next_offset`]) for these bytes; `None` if the record, or its footer line,

@@ -148,6 +148,26 @@ impl Validity {
     }
 }
 
+/// Whether a client asked for a block to stay on disk, whatever the policy thinks of it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pinning {
+    /// The policy decides.
+    Unpinned,
+    /// It stays until it is unpinned, purged or deleted (I14).
+    Pinned,
+}
+
+/// What became of a pin.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PinOutcome {
+    /// The block is pinned, durably.
+    Pinned,
+    /// There is no block of this key on the disk.
+    Missing,
+    /// The disk holds as many pinned bytes as it may.
+    Full,
+}
+
 /// What became of an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Appended {

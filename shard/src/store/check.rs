@@ -4,6 +4,7 @@
 //! Called by `Store::check` (tests and simulated steps; too costly for production), which asserts, and by `inspect::verify`
 //! for the state of a stopped node, which reports.
 
+use super::block::Pinning;
 use super::entry::{Entry, Proof, State as EntryIs};
 use super::regions::{RegionState, footprint};
 use super::state::State;
@@ -50,7 +51,7 @@ impl State {
     #[must_use]
     pub fn faults(&self, region_bytes: u64) -> Vec<Fault> {
         let mut faults = Vec::new();
-        let mut tally = Tally { live: vec![(0, 0); self.regions.count() as usize], ..Tally::default() };
+        let mut tally = Tally { live: vec![(0, 0, 0); self.regions.count() as usize], ..Tally::default() };
         let mut after: Option<Identity> = None;
         loop {
             let slice = self.index.slice_after(after, SLICE_COUNT);
@@ -71,6 +72,10 @@ impl State {
 
     fn check_entry(&self, entry: &Entry, region_bytes: u64, tally: &mut Tally, faults: &mut Vec<Fault>) {
         tally.entries += 1;
+        if entry.pinning() == Pinning::Pinned {
+            tally.pinned.0 += 1;
+            tally.pinned.1 += footprint(entry.len_bytes());
+        }
         tally.extended += usize::from(matches!(entry.proof(), Proof::Extension(_)));
         if entry.generation().0 >= self.next_generation {
             faults.push(Fault::of(entry, "generations only grow: this one was not given out yet"));
@@ -78,9 +83,13 @@ impl State {
         if let Some(at) = entry.place() {
             let end = at.offset() + footprint(entry.len_bytes());
             match tally.live.get_mut(at.region as usize) {
-                Some((count, dirty_bytes)) if end <= region_bytes => {
+                Some((count, dirty_bytes, pinned_bytes)) if end <= region_bytes => {
                     *count += 1;
-                    *dirty_bytes += if entry.state() == EntryIs::Dirty { footprint(entry.len_bytes()) } else { 0 };
+                    match (entry.state(), entry.pinning()) {
+                        (EntryIs::Dirty, _) => *dirty_bytes += footprint(entry.len_bytes()),
+                        (_, Pinning::Pinned) => *pinned_bytes += footprint(entry.len_bytes()),
+                        _ => {}
+                    }
                 }
                 _ => faults.push(Fault::of(entry, "I1: a record lies inside its region")),
             }
@@ -112,6 +121,9 @@ impl State {
         if self.dirty_bytes != tally.dirty_bytes {
             faults.push(Fault::any("I10: dirty bytes are what dirty blocks have"));
         }
+        if tally.pinned != (self.pinned_count, self.pinned_bytes) {
+            faults.push(Fault::any("I14: pinned blocks and their bytes are counted"));
+        }
         if tally.extended != self.extensions.count() {
             faults.push(Fault::any("every extension belongs to one entry"));
         }
@@ -119,7 +131,7 @@ impl State {
 
     fn check_regions(&self, tally: &Tally, faults: &mut Vec<Fault>) {
         for ((number, region), live) in self.regions.iter().zip(&tally.live) {
-            if *live != (region.live, region.dirty_bytes) {
+            if *live != (region.live, region.dirty_bytes, region.pinned_bytes) {
                 faults.push(Fault::any(format!("the account of region {number} is not {live:?}: {region:?}")));
             }
             let is_free = matches!(region.state, RegionState::Free | RegionState::Opening);
@@ -143,8 +155,10 @@ struct Tally {
     extended: usize,
     dirty_count: usize,
     dirty_bytes: u64,
-    /// For each region how many entries point there, and what its dirty ones occupy.
-    live: Vec<(u32, u64)>,
+    /// Blocks and bytes.
+    pinned: (u64, u64),
+    /// For each region how many entries point there, what its dirty ones occupy, and what its clean pinned ones do.
+    live: Vec<(u32, u64, u64)>,
 }
 
 /// Entries (blocks, sorted by place) that share bytes with the one before them (I1).

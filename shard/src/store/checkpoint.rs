@@ -18,6 +18,7 @@ use forebay_io::{Disk, DiskFile, IoError, OpenMode, ReadBuf, Runtime};
 use futures::future::{FutureExt, LocalBoxFuture};
 use futures::stream::{FuturesOrdered, StreamExt};
 
+use super::block::Pinning;
 use super::entry::{Entry, State as EntryIs};
 use super::journal::Point;
 use super::record::{PutRecord, Record};
@@ -242,6 +243,7 @@ impl State {
             sums,
             etag,
             dirty: (entry.state() == EntryIs::Dirty).then(|| Box::new((**dirty()).clone())),
+            pinning: if canary::is(Canary::CheckpointForgetsPins) { Pinning::Unpinned } else { entry.pinning() },
         })
     }
 

@@ -15,7 +15,7 @@ use futures::future::{Either, select};
 use std::collections::HashSet;
 
 use super::append::{Batch, OpenRegion};
-use super::block::{Appended, DirtyRecord};
+use super::block::{Appended, DirtyRecord, Pinning};
 use super::entry::State as EntryIs;
 use super::journal;
 use super::publish::PutMode;
@@ -67,6 +67,8 @@ pub enum Change {
     },
     /// It was applied when it was queued.
     Applied,
+    /// It was, and somebody waits until it is durable.
+    Awaited,
     /// A region opens.
     RegionOpen {
         /// Which.
@@ -98,8 +100,12 @@ impl Item {
     }
 
     fn needs_sync(&self) -> bool {
-        let is_fill = matches!(self.change, Change::Put { mode: PutMode::Fill(_) | PutMode::Reinsertion { .. }, .. });
-        !is_fill && !matches!(self.change, Change::Applied)
+        match &self.change {
+            Change::Put { mode: PutMode::Fill(_), .. } | Change::Applied => false,
+            // Its old place is given up as soon as this is published: that a pinned block is at the new one must be durable then.
+            Change::Put { mode: PutMode::Reinsertion { .. }, put, .. } => put.pinning == Pinning::Pinned,
+            _ => true,
+        }
     }
 }
 
@@ -353,7 +359,7 @@ impl State {
             }
             Change::Tombstone(record) => self.publish_tombstone(Rc::clone(record)),
             Change::Remove { identity, up_to } => self.publish_remove(*identity, *up_to),
-            Change::Applied => true,
+            Change::Applied | Change::Awaited => true,
             Change::RegionOpen { region, epoch, stream } => {
                 self.open_region(*region, *epoch, *stream, region_bytes);
                 true

@@ -10,6 +10,7 @@
 
 use forebay_io::units::PLACE_BYTES;
 
+use super::block::Pinning;
 use crate::key::{Generation, Identity};
 use crate::policy::disk::USES_MAX;
 
@@ -32,6 +33,7 @@ const STATE_MASK: u16 = 0b11;
 const USES_SHIFT: u32 = 2;
 const USES_MASK: u16 = 0b11 << USES_SHIFT;
 const FLAG_EXTENDED: u16 = 1 << 4;
+const FLAG_PINNED: u16 = 1 << 5;
 
 const _: () = assert!(size_of::<Entry>() == 40 && align_of::<Entry>() == 8);
 const _: () = assert!(FLAGS_SHIFT + 11 == 128);
@@ -187,6 +189,20 @@ impl Entry {
         if self.flags() & FLAG_EXTENDED == 0 { Proof::Sum(self.sum) } else { Proof::Extension(self.sum as u32) }
     }
 
+    /// Whether a client asked for it to stay on disk.
+    #[must_use]
+    pub fn pinning(&self) -> Pinning {
+        if self.flags() & FLAG_PINNED == 0 { Pinning::Unpinned } else { Pinning::Pinned }
+    }
+
+    /// The same entry, pinned or not.
+    #[must_use]
+    pub fn with_pinning(self, pinning: Pinning) -> Entry {
+        assert!(self.place().is_some(), "only blocks are pinned");
+        let flag = if pinning == Pinning::Pinned { FLAG_PINNED } else { 0 };
+        self.with_flags(self.flags() & !FLAG_PINNED | flag)
+    }
+
     /// How often it was asked for since it was written, as far as the policy counts.
     #[must_use]
     pub fn uses(&self) -> u8 {
@@ -264,6 +280,9 @@ mod tests {
         let clean = entry.with_state(State::Clean);
         assert_eq!((clean.state(), clean.generation(), clean.uses()), (State::Clean, generation, USES_MAX));
         assert_eq!((clean.with_uses(1).uses(), clean.with_uses(0).proof()), (1, Proof::Sum(u64::MAX)));
+        let pinned = entry.with_pinning(Pinning::Pinned).with_state(State::Clean);
+        assert_eq!((pinned.pinning(), pinned.uses(), pinned.generation()), (Pinning::Pinned, USES_MAX, generation));
+        assert_eq!((pinned.with_pinning(Pinning::Unpinned), clean.pinning()), (clean, Pinning::Unpinned));
     }
 
     #[test]

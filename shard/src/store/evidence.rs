@@ -11,7 +11,7 @@ use std::collections::{HashMap, HashSet};
 use std::ops::RangeInclusive;
 
 use super::NodeIdentity;
-use super::block::{Certainty, DirtyRecord};
+use super::block::{Certainty, DirtyRecord, Pinning};
 use super::footer::DirtyNote;
 use super::record::{PutRecord, Record};
 use super::regions::Epoch;
@@ -191,7 +191,9 @@ impl<'a> Evidence<'a> {
                 self.saw(put.generation);
                 if put.dirty.is_some() && !self.is_noted_settled(put.generation) {
                     self.found(put.generation);
-                    self.add(put.identity, Trace::Put(Box::new(put.clone()), seen));
+                    // Of a pin taken back since nothing would be known: after a disaster none holds.
+                    let put = PutRecord { pinning: Pinning::Unpinned, ..put.clone() };
+                    self.add(put.identity, Trace::Put(Box::new(put), seen));
                 }
             }
             Record::Tombstone(record) if self.node.identity_key.identity(&record.key) != record.identity => {
@@ -217,7 +219,7 @@ impl<'a> Evidence<'a> {
                 self.found(*generation);
                 self.saw(*generation);
             }
-            Record::Remove { up_to, .. } => self.saw(*up_to),
+            Record::Remove { up_to, .. } | Record::Pin { up_to, .. } => self.saw(*up_to),
             Record::Opened { next_generation, .. } => self.next_generation = self.next_generation.max(*next_generation),
             Record::Void { .. } => {}
         }

@@ -304,6 +304,7 @@ mod tests {
     use super::*;
     use crate::key::Identity;
     use crate::outcome::PieceSums;
+    use crate::store::Pinning;
 
     const REGION_AT: u64 = 8192;
     const REGION_END: u64 = REGION_AT + (1 << 20);
@@ -319,6 +320,7 @@ mod tests {
             sums: PieceSums::One(0),
             etag: None,
             dirty: None,
+            pinning: Pinning::Unpinned,
         };
         Record::Put(put).encode(&mut bytes);
         bytes

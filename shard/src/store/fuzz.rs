@@ -18,7 +18,7 @@ use forebay_io::{DiskFile, IoError};
 use futures::executor::block_on;
 
 use self::script::{BytesDisk, BytesFile, Input, STORE_ID, Written, next_frame, said, sealed};
-use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
+use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord, Pinning};
 use super::checkpoint::{Header, SlotReader, slot_name};
 use super::entry::{LEN_BYTES_MAX, Place};
 use super::footer::{self, DirtyNote, Footer, FooterBuilder};
@@ -376,7 +376,8 @@ pub fn recovery_seeds() -> Vec<Vec<u8>> {
 fn block(identity: u128, generation: u64, epoch: Epoch, len_bytes: u32) -> Record {
     let at = Place { region: 0, place: 0 };
     let (identity, generation, sums) = (Identity(identity), Generation(generation), PieceSums::One(1));
-    Record::Put(PutRecord { identity, generation, at, epoch, len_bytes, sums, etag: None, dirty: None })
+    let pinning = Pinning::Unpinned;
+    Record::Put(PutRecord { identity, generation, at, epoch, len_bytes, sums, etag: None, dirty: None, pinning })
 }
 
 /// One record of each shape.
@@ -396,7 +397,8 @@ fn examples() -> Vec<Record> {
             count => PieceSums::Many(vec![4; count].into()),
         };
         let (at, dirty) = (Place { region: 0, place: 8 }, dirty.map(Box::new));
-        Record::Put(PutRecord { identity, generation, at, epoch: Epoch(1), len_bytes, sums, etag, dirty })
+        let pinning = Pinning::Pinned;
+        Record::Put(PutRecord { identity, generation, at, epoch: Epoch(1), len_bytes, sums, etag, dirty, pinning })
     };
     let generation = Generation;
     vec![
@@ -412,6 +414,8 @@ fn examples() -> Vec<Record> {
         Record::Quarantined { region: 0, epoch: Epoch(1) },
         Record::Remove { identity, up_to: Generation(4) },
         Record::Void { sequence: 3, ordinal: 1 },
+        Record::Pin { identity, up_to: Generation(40), pinning: Pinning::Pinned },
+        Record::Pin { identity, up_to: Generation(41), pinning: Pinning::Unpinned },
     ]
 }
 

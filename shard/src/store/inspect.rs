@@ -88,6 +88,8 @@ pub struct RecordCounts {
     pub flushed: u64,
     /// Clean entries dropped.
     pub removes: u64,
+    /// Blocks pinned and unpinned.
+    pub pins: u64,
     /// Regions opened.
     pub region_opens: u64,
     /// Starts of the store.
@@ -108,6 +110,7 @@ impl RecordCounts {
             Record::Tombstone(_) => &mut self.tombstones,
             Record::Flushed { .. } => &mut self.flushed,
             Record::Remove { .. } => &mut self.removes,
+            Record::Pin { .. } => &mut self.pins,
             Record::RegionOpen { .. } => &mut self.region_opens,
             Record::Opened { .. } => &mut self.starts,
             Record::Void { .. } => &mut self.voids,
@@ -120,8 +123,8 @@ impl RecordCounts {
     #[must_use]
     pub fn total(&self) -> u64 {
         let RecordCounts { clean_puts, dirty_puts, tombstones, flushed, removes, region_opens, .. } = self;
-        let RecordCounts { starts, voids, quarantines, .. } = self;
-        clean_puts + dirty_puts + tombstones + flushed + removes + region_opens + starts + voids + quarantines
+        let RecordCounts { pins, starts, voids, quarantines, .. } = self;
+        clean_puts + dirty_puts + tombstones + flushed + removes + pins + region_opens + starts + voids + quarantines
     }
 }
 

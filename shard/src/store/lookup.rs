@@ -46,6 +46,8 @@ impl State {
             index_bytes: self.index.memory_bytes() + self.extensions.memory_bytes(),
             dirty_bytes: self.dirty_bytes,
             dirty_entries: self.dirty.len() as u64,
+            pinned_bytes: self.pinned_bytes,
+            pinned_entries: self.pinned_count,
             regions_free: count(RegionState::Free),
             regions_sealed: count(RegionState::Sealed),
             regions_quarantined: count(RegionState::Quarantined),

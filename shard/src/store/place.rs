@@ -52,6 +52,8 @@ impl Draft {
     fn spared(&self) -> u32 {
         match self.mode {
             PutMode::Relocation { .. } => 0,
+            // A pinned block that found no place where what is kept goes: it moves as dirty ones do.
+            PutMode::Reinsertion { .. } if self.stream == StreamKind::Dirty => 0,
             _ => 1,
         }
     }
@@ -253,6 +255,8 @@ impl State {
         let len_bytes = draft.put.len_bytes;
         assert!(u64::from(len_bytes) <= region_bytes / 2, "a region holds several blocks, so one block fits into it");
         let kind = draft.stream;
+        // What is said of it later follows in the journal.
+        let pinning = self.pinning_of(draft.put.identity);
         let Some(open) = self.stream(kind).open.as_mut() else { return Ok(Attempt::NoRegion(None)) };
         let offset = open.next_offset(len_bytes);
         if offset >= region_bytes {
@@ -260,6 +264,7 @@ impl State {
         }
         draft.put.at = Place::new(open.region, offset);
         draft.put.epoch = open.epoch;
+        draft.put.pinning = pinning;
         let record = Record::Put(draft.put.clone());
         let line = encoded(&record);
         // A `Bytes` clone shares the content.

@@ -14,6 +14,7 @@ use forebay_io::{Disk, DiskFile, IoError, Runtime};
 use futures::future::{Either, select};
 
 use super::commit::{Change, Item};
+use super::entry::State as EntryIs;
 use super::footer;
 use super::record::Record;
 use super::regions::RegionState;
@@ -71,7 +72,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     /// Empties a quarantined region of what is clean; frees it if it is empty and takes bytes again.
-    async fn probe(&self, region: u32) {
+    async fn probe(self: &Rc<Self>, region: u32) {
         let candidate = {
             let state = self.state.borrow();
             let at = state.regions.at(region);
@@ -79,7 +80,12 @@ impl<D: Disk, R: Runtime> Core<D, R> {
             (at.state == RegionState::Quarantined && is_idle && state.life == Life::Running).then_some(at.epoch)
         };
         let Some(epoch) = candidate else { return };
-        self.evict_scanning(region, epoch).await;
+        // What is pinned goes on to another region; what finds no place now stays, and the region with it.
+        for entry in self.evict_scanning(region, epoch).await {
+            if entry.state() == EntryIs::Clean && self.move_pinned(entry).await.is_err() {
+                return;
+            }
+        }
         let region_at = self.region_at(region);
         let region_end = region_at + self.superblock.region_bytes;
         // The deletes in its footer go on to a later one, as at a reclaim.

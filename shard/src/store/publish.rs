@@ -2,11 +2,11 @@
 //! (who lives in which region, dirty bytes, extensions).
 //!
 //! Called by the committer after the sync, by `Store::flushed` and `forget`, by reclaim, and by recovery. Upholds I2
-//! (callers publish only what is on the device), I4, I9, and that no older generation ever replaces a newer one (I13).
+//! (callers publish only what is on the device), I4, I9, I14, and that no older generation ever replaces a newer one (I13).
 
 use std::rc::Rc;
 
-use super::block::{DirtyRecord, Validity};
+use super::block::{DirtyRecord, Pinning, Validity};
 use super::entry::{Entry, Place, Proof, State as EntryIs};
 use super::record::{PlainPut, PutRecord};
 use super::regions::{RegionState, footprint};
@@ -67,7 +67,7 @@ impl State {
         let region = self.regions.at(put.at.region);
         assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
         if matches!(mode, PutMode::Replay) && put.dirty.is_none() && self.index.is_above_all(put.identity) {
-            self.add(put, EntryIs::Clean, 0);
+            self.add(put, EntryIs::Clean, 0, put.pinning);
             return true;
         }
         if !self.admits(put.identity, put.generation, mode) {
@@ -89,11 +89,14 @@ impl State {
         };
         assert_eq!(state == EntryIs::Dirty, dirty.is_some(), "I4: what is dirty is known to be");
         let uses = self.uses_left(current, mode, put.at);
+        // What was said of the block of this key outlasts its place and its generation (I14).
+        let block = current.filter(|entry| entry.place().is_some());
+        let pinning = block.map_or(put.pinning, |entry| entry.pinning());
         if let Some(current) = current {
             assert!(current.generation() <= put.generation, "I13: no older generation replaces a newer one");
             self.release(current);
         }
-        self.add(put, state, uses);
+        self.add(put, state, uses, pinning);
         let region = self.regions.at_mut(put.at.region);
         if let Some(record) = dirty {
             region.dirty_bytes += footprint(put.len_bytes);
@@ -139,10 +142,12 @@ impl State {
     }
 
     /// Enters a block in index and region.
-    fn add(&mut self, put: &PutRecord, state: EntryIs, uses: u8) {
+    fn add(&mut self, put: &PutRecord, state: EntryIs, uses: u8, pinning: Pinning) {
         let proof = self.extensions.add(put.sums.clone(), put.etag.clone());
         let entry = Entry::block(put.identity, put.generation, put.at, put.len_bytes, proof, state);
-        self.index.insert(entry.with_uses(uses));
+        let entry = entry.with_uses(uses).with_pinning(pinning);
+        self.index.insert(entry);
+        self.enter_pinned(entry);
         self.regions.at_mut(put.at.region).live += 1;
     }
 
@@ -188,7 +193,10 @@ impl State {
                 let place = entry.place().expect("a block has a place");
                 self.regions.at_mut(place.region).dirty_bytes -= footprint(entry.len_bytes());
                 self.dirty_bytes -= u64::from(entry.len_bytes());
-                self.index.insert(entry.with_state(EntryIs::Clean));
+                let clean = entry.with_state(EntryIs::Clean);
+                self.leave_pinned(entry);
+                self.index.insert(clean);
+                self.enter_pinned(clean);
                 true
             }
         }
@@ -204,6 +212,7 @@ impl State {
     /// Drops a clean entry to free its region. The epoch of the region, not a record, makes that durable.
     pub fn evict(&mut self, entry: Entry) {
         assert_eq!(entry.state(), EntryIs::Clean, "I4: a dirty entry is never evicted");
+        assert_eq!(entry.pinning(), Pinning::Unpinned, "I14: a pinned block is not evicted");
         let class = entry.place().map_or(Class::New, |at| self.regions.at(at.region).class);
         self.take_out(entry);
         self.policy.evicted(entry.identity().spread(), class, self.index.count());
@@ -229,12 +238,54 @@ impl State {
         };
         let Some(place) = entry.place() else { return };
         self.extensions.release(entry.proof());
+        self.leave_pinned(entry);
         let region = self.regions.at_mut(place.region);
         region.live = region.live.checked_sub(1).expect("I1: every entry is counted in its region");
         if was_dirty {
             region.dirty_bytes -= footprint(entry.len_bytes());
         }
         self.settle(place.region);
+    }
+
+    /// Pins the block of a key, or takes that back, if it is of this generation at most. False if there is none.
+    pub fn set_pinning(&mut self, identity: Identity, up_to: Generation, pinning: Pinning) -> bool {
+        let current = self.index.find(identity);
+        let Some(entry) = current.filter(|entry| entry.place().is_some() && entry.generation() <= up_to) else {
+            return false;
+        };
+        let entered = entry.with_pinning(pinning);
+        self.leave_pinned(entry);
+        self.index.insert(entered);
+        self.enter_pinned(entered);
+        true
+    }
+
+    /// Whether the block of a key is pinned.
+    pub fn pinning_of(&self, identity: Identity) -> Pinning {
+        let block = self.index.find(identity).filter(|entry| entry.place().is_some());
+        block.map_or(Pinning::Unpinned, |entry| entry.pinning())
+    }
+
+    /// Counts an entry that is in the index from now on.
+    fn enter_pinned(&mut self, entry: Entry) {
+        if entry.pinning() == Pinning::Pinned {
+            let bytes = footprint(entry.len_bytes());
+            (self.pinned_count, self.pinned_bytes) = (self.pinned_count + 1, self.pinned_bytes + bytes);
+            if let (EntryIs::Clean, Some(place)) = (entry.state(), entry.place()) {
+                self.regions.at_mut(place.region).pinned_bytes += bytes;
+            }
+        }
+    }
+
+    /// The inverse.
+    fn leave_pinned(&mut self, entry: Entry) {
+        if entry.pinning() == Pinning::Pinned {
+            let bytes = footprint(entry.len_bytes());
+            (self.pinned_count, self.pinned_bytes) = (self.pinned_count - 1, self.pinned_bytes - bytes);
+            if let (EntryIs::Clean, Some(place)) = (entry.state(), entry.place()) {
+                self.regions.at_mut(place.region).pinned_bytes -= bytes;
+            }
+        }
     }
 
     /// The region may have become free.

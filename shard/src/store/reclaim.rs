@@ -1,9 +1,9 @@
 //! Reclaim: whole regions become free again, ahead of need.
 //!
 //! One task. It takes the oldest sealed region of the queue whose turn it is (see `regions`), evicts its clean entries but for
-//! those that the policy keeps (`keep`), appends its dirty ones again with the same generation, and leaves the region to free
-//! itself when no entry and no pin is left. Upholds I4 (dirty is
-//! moved, never evicted) and I7. The eviction itself is not journaled: the `RegionOpen` that reuses the region, durable
+//! those that the policy keeps (`keep`), appends its dirty and its pinned ones again with the same generation, and leaves the
+//! region to free itself when no entry and no reader is left. Upholds I4 and I14 (dirty and pinned blocks are moved, never
+//! evicted) and I7. The eviction itself is not journaled: the `RegionOpen` that reuses the region, durable
 //! behind everything that emptied it, invalidates whatever recovery would still find there.
 
 use std::rc::Rc;
@@ -13,7 +13,7 @@ use bytes::Bytes;
 use forebay_io::{Disk, Runtime};
 use futures::future::{join_all, select};
 
-use super::block::Appended;
+use super::block::{Appended, Pinning};
 use super::entry::{Entry, Place, State as EntryIs};
 use super::footer;
 use super::place::Draft;
@@ -75,38 +75,43 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     async fn reclaim(self: &Rc<Self>, region: u32) -> Reclaimed {
-        let epoch = self.change(|state| {
+        let (epoch, is_unreadable) = self.change(|state| {
             let at = state.regions.at_mut(region);
             assert!(at.state == RegionState::Sealed && at.uncommitted == 0, "I1: only a decided region is reclaimed");
             at.state = RegionState::Reclaiming;
-            at.epoch
+            (at.epoch, at.is_footer_unreadable)
         });
         let region_at = self.region_at(region);
         let region_end = region_at + self.superblock.region_bytes;
-        let listed = footer::read(&self.slab, self.superblock.store_id, region_at, region_end).await;
-        let (mut dirty, mut used) = match listed {
+        let listed = match is_unreadable {
+            true => Ok(None),
+            false => footer::read(&self.slab, self.superblock.store_id, region_at, region_end).await,
+        };
+        let (mut staying, mut used) = match listed {
             Ok(Some(footer)) if footer.epoch == epoch => {
                 self.change(|state| state.list_again(&footer.records));
                 self.evict_unused(region, epoch, &footer.records).await
             }
             _ => {
                 self.change(|state| {
+                    state.regions.at_mut(region).is_footer_unreadable |= listed.is_err();
                     state.counters.footers_missing += 1;
                     state.list_all_again();
                 });
                 (self.evict_scanning(region, epoch).await, Vec::new())
             }
         };
-        let dirty_bytes = dirty.iter().map(|entry| footprint(entry.len_bytes())).sum();
-        self.change(|state| state.counters.reclaimed_dirty += u64::from(!dirty.is_empty()));
+        let moved_bytes = staying.iter().map(|entry| footprint(entry.len_bytes())).sum();
+        let has_dirty = staying.iter().any(|entry| entry.state() == EntryIs::Dirty);
+        self.change(|state| state.counters.reclaimed_dirty += u64::from(has_dirty));
         loop {
-            for wave in waves(std::mem::take(&mut dirty)) {
+            for wave in waves(std::mem::take(&mut staying)) {
                 match self.move_all(region, epoch, wave).await {
                     Ok(()) => {}
                     Err(reclaimed) => return reclaimed,
                 }
             }
-            self.keep_used(region, epoch, std::mem::take(&mut used), dirty_bytes).await;
+            self.keep_used(region, epoch, std::mem::take(&mut used), moved_bytes).await;
             self.change(|state| state.settle(region));
             let (live, pins) = {
                 let state = self.state.borrow();
@@ -116,15 +121,16 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 self.change(|state| state.counters.reclaims_pinned += u64::from(pins > 0));
                 return Reclaimed::Emptied;
             }
-            // A footer that misses entries, or blocks that were flushed before they could be moved.
-            dirty = self.evict_scanning(region, epoch).await;
+            // A footer that misses entries, or blocks that were flushed, pinned or unpinned meanwhile.
+            staying = self.evict_scanning(region, epoch).await;
             self.runtime.yield_now().await;
         }
     }
 
-    /// Evicts of the clean entries among those a footer lists what was not used, returns the dirty and the used ones.
+    /// Evicts of the clean entries among those a footer lists what was not used, returns those that have to stay (dirty, pinned)
+    /// and the used ones.
     async fn evict_unused(&self, region: u32, epoch: Epoch, listed: &[Record]) -> (Vec<Entry>, Vec<Entry>) {
-        let (mut dirty, mut used) = (Vec::new(), Vec::new());
+        let (mut staying, mut used) = (Vec::new(), Vec::new());
         for slice in listed.chunks(SLICE_COUNT) {
             // A key written twice is listed twice: each is looked up when its turn comes.
             self.change(|state| {
@@ -133,40 +139,43 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                     let current = state.index.find(put.identity);
                     match current.filter(|entry| is_clean_in(entry, region) && state.is_kept(entry)) {
                         Some(entry) => used.push(entry),
-                        None => state.evict_among(current.as_slice(), region, epoch, &mut dirty),
+                        None => state.evict_among(current.as_slice(), region, epoch, &mut staying),
                     }
                 }
             });
             self.runtime.yield_now().await;
         }
-        for entries in [&mut dirty, &mut used] {
+        for entries in [&mut staying, &mut used] {
             entries.sort_unstable_by_key(Entry::identity);
             entries.dedup_by_key(|entry| entry.identity());
         }
-        (dirty, used)
+        (staying, used)
     }
 
     /// The same without a footer: by walking the index.
     pub async fn evict_scanning(&self, region: u32, epoch: Epoch) -> Vec<Entry> {
-        let (mut dirty, mut after) = (Vec::new(), None);
+        let (mut staying, mut after) = (Vec::new(), None);
         loop {
             let is_done = self.change(|state| {
                 let slice = state.index.slice_after(after, SLICE_COUNT * 4);
                 after = slice.last().map(Entry::identity);
-                state.evict_among(&slice, region, epoch, &mut dirty);
+                state.evict_among(&slice, region, epoch, &mut staying);
                 slice.is_empty()
                     || !state.may_empty(region, epoch)
-                    || state.regions.at(region).live as usize == dirty.len()
+                    || state.regions.at(region).live as usize == staying.len()
             });
             if is_done {
-                return dirty;
+                return staying;
             }
             self.runtime.yield_now().await;
         }
     }
 
     async fn move_all(self: &Rc<Self>, region: u32, epoch: Epoch, wave: Vec<Entry>) -> Result<(), Reclaimed> {
-        let moves = wave.into_iter().map(|entry| self.move_one(entry));
+        let moves = wave.into_iter().map(async |entry| match entry.state() {
+            EntryIs::Clean => self.move_pinned(entry).await,
+            EntryIs::Dirty | EntryIs::Tombstone => self.move_dirty(entry).await,
+        });
         let mut worst = Ok(());
         for moved in join_all(moves).await {
             match moved {
@@ -189,7 +198,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 
     /// Appends a dirty block again. Nothing happens if it was flushed or superseded meanwhile.
-    async fn move_one(self: &Rc<Self>, entry: Entry) -> Result<(), Stuck> {
+    async fn move_dirty(self: &Rc<Self>, entry: Entry) -> Result<(), Stuck> {
         let from = entry.place().expect("a block has a place");
         let Some(put) = self.state.borrow().dirty_at(&entry, from) else {
             self.change(|state| state.count_overtaken(&entry));
@@ -222,9 +231,11 @@ impl<D: Disk, R: Runtime> Core<D, R> {
     }
 }
 
-/// Why a dirty block stays where it is.
-enum Stuck {
+/// Why a block that has to be moved stays where it is.
+pub enum Stuck {
+    /// It is dirty, and nobody else has its bytes.
     Unreadable(ReadError),
+    /// There is no room, or the store takes no writes.
     NoPlace(#[allow(dead_code)] StoreError),
 }
 
@@ -255,15 +266,16 @@ impl State {
         }
     }
 
-    fn evict_among(&mut self, entries: &[Entry], region: u32, epoch: Epoch, dirty: &mut Vec<Entry>) {
+    fn evict_among(&mut self, entries: &[Entry], region: u32, epoch: Epoch, staying: &mut Vec<Entry>) {
         if !self.may_empty(region, epoch) {
             return;
         }
         for entry in entries.iter().filter(|entry| entry.place().is_some_and(|at| at.region == region)) {
             match entry.state() {
-                EntryIs::Clean => self.evict(*entry),
+                EntryIs::Clean if entry.pinning() == Pinning::Unpinned => self.evict(*entry),
+                EntryIs::Clean if canary::is(Canary::EvictPinned) => self.take_out(*entry),
                 EntryIs::Dirty if canary::is(Canary::EvictDirty) => self.take_out(*entry),
-                EntryIs::Dirty => dirty.push(*entry),
+                EntryIs::Clean | EntryIs::Dirty => staying.push(*entry),
                 EntryIs::Tombstone => unreachable!("a tombstone has no place"),
             }
         }

@@ -11,12 +11,13 @@
 //! RegionOpen 5 │ region 4 │ epoch 4 │ stream 1       Opened   6 │ nonce 8 │ next generation 8
 //! Void       7 │ frame sequence 8 │ ordinal 4      Quarantined 8 │ region 4 │ epoch 4
 //! unsure Tombstone 9: as 2
+//! Pinned    10 │ identity 16 │ up to generation 8      Unpinned 11 │ identity 16 │ up to generation 8
 //! ```
 
 use forebay_io::checksum::Digest;
 use forebay_io::units::piece_count;
 
-use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord};
+use super::block::{BeforeStore, Certainty, DirtyKind, DirtyRecord, Pinning};
 use super::entry::{LEN_BYTES_MAX, Place, REGION_BYTES_MAX, REGION_MAX};
 use super::regions::{Epoch, StreamKind};
 use crate::key::{BlockKey, Generation, Identity, KEY_BYTES_MAX, VOLUME_NAME_BYTES_MAX};
@@ -44,6 +45,15 @@ pub enum Record {
         identity: Identity,
         /// The newest that is gone.
         up_to: Generation,
+    },
+    /// The key's block, if it is of this generation at most, is pinned from here on, or not any more.
+    Pin {
+        /// Whose.
+        identity: Identity,
+        /// The newest that is meant.
+        up_to: Generation,
+        /// Which.
+        pinning: Pinning,
     },
     /// From here on the region holds records of this epoch only.
     RegionOpen {
@@ -97,6 +107,8 @@ pub struct PutRecord {
     pub etag: Option<Etag>,
     /// What a flush needs; `None` if clean.
     pub dirty: Option<Box<DirtyRecord>>,
+    /// Whether its key was pinned when this was written. Where a block of the key is, that one's says.
+    pub pinning: Pinning,
 }
 
 /// Bytes that are no record.
@@ -112,13 +124,16 @@ const OPENED: u8 = 6;
 const VOID: u8 = 7;
 const QUARANTINED: u8 = 8;
 const UNSURE_TOMBSTONE: u8 = 9;
+const PINNED: u8 = 10;
+const UNPINNED: u8 = 11;
 
 const HAS_DIGEST: u8 = 1;
 const HAS_ORIGIN_ETAG: u8 = 2;
 const IS_DIRTY: u8 = 4;
 const DELETES_BEFORE: u8 = 8;
 const IS_UNSURE: u8 = 16;
-const PUT_FLAGS: u8 = 31;
+const IS_PINNED: u8 = 32;
+const PUT_FLAGS: u8 = 63;
 
 /// Longer origin ETags are not kept; S3's have at most some 40 bytes.
 pub const ORIGIN_ETAG_BYTES_MAX: usize = 1024;
@@ -143,6 +158,10 @@ impl Record {
                 encode_marked(out, FLUSHED, *identity, *generation);
             }
             Record::Remove { identity, up_to } => encode_marked(out, REMOVE, *identity, *up_to),
+            Record::Pin { identity, up_to, pinning } => {
+                let tag = if *pinning == Pinning::Pinned { PINNED } else { UNPINNED };
+                encode_marked(out, tag, *identity, *up_to);
+            }
             Record::RegionOpen { region, epoch, stream } => {
                 out.push(REGION_OPEN);
                 out.extend_from_slice(&region.to_le_bytes());
@@ -255,6 +274,7 @@ impl PutRecord {
         flags |= if self.dirty.is_some() { IS_DIRTY } else { 0 };
         let is_unsure = self.dirty.as_ref().is_some_and(|dirty| dirty.certainty == Certainty::Unsure);
         flags |= if is_unsure { IS_UNSURE } else { 0 };
+        flags |= if self.pinning == Pinning::Pinned { IS_PINNED } else { 0 };
         out.extend_from_slice(&[PUT, flags]);
         out.extend_from_slice(&self.identity.0.to_le_bytes());
         out.extend_from_slice(&self.generation.0.to_le_bytes());
@@ -316,6 +336,10 @@ fn decode_one(reader: &mut Reader<'_>) -> Option<Record> {
         }
         FLUSHED => Some(Record::Flushed { identity: reader.identity()?, generation: reader.generation()? }),
         REMOVE => Some(Record::Remove { identity: reader.identity()?, up_to: reader.generation()? }),
+        tag @ (PINNED | UNPINNED) => {
+            let pinning = if tag == PINNED { Pinning::Pinned } else { Pinning::Unpinned };
+            Some(Record::Pin { identity: reader.identity()?, up_to: reader.generation()?, pinning })
+        }
         REGION_OPEN => Some(Record::RegionOpen {
             region: reader.u32().filter(|&region| region <= REGION_MAX)?,
             epoch: Epoch(reader.u32()?),
@@ -361,7 +385,8 @@ fn decode_put(reader: &mut Reader<'_>) -> Option<PutRecord> {
         None
     };
     let etag = digest.map(Etag::Digest).or(origin_etag.map(|etag| Etag::Origin(etag.into())));
-    Some(PutRecord { identity, generation, at: Place { region, place }, epoch, len_bytes, sums, etag, dirty })
+    let pinning = if flags & IS_PINNED != 0 { Pinning::Pinned } else { Pinning::Unpinned };
+    Some(PutRecord { identity, generation, at: Place { region, place }, epoch, len_bytes, sums, etag, dirty, pinning })
 }
 
 /// Takes fields off the front; `None` where there are too few bytes or a field is out of range.
@@ -450,14 +475,20 @@ mod tests {
             let sums: Vec<u64> = (0..piece_count(u64::from(len_bytes)) as u64).collect();
             let sums = if sums.len() == 1 { PieceSums::One(0) } else { PieceSums::Many(sums.into()) };
             let (at, epoch) = (Place { region, place }, Epoch(place));
-            let generation = Generation(generation);
-            Record::Put(PutRecord { identity: Identity(identity), generation, at, epoch, len_bytes, sums, etag, dirty })
+            let pinning = if place.is_multiple_of(2) { Pinning::Pinned } else { Pinning::Unpinned };
+            let (identity, generation) = (Identity(identity), Generation(generation));
+            Record::Put(PutRecord { identity, generation, at, epoch, len_bytes, sums, etag, dirty, pinning })
         });
         let marked = (any::<u128>(), 0..1u64 << 48);
         prop_oneof![
             4 => put,
             1 => ("\\PC{1,90}", 0..1u64 << 48).prop_map(|(k, g)| Record::Tombstone(dirty(k, g, DirtyKind::Tombstone))),
             1 => marked.clone().prop_map(|(i, g)| Record::Flushed { identity: Identity(i), generation: Generation(g) }),
+            1 => marked.clone().prop_map(|(i, g)| Record::Pin {
+                identity: Identity(i),
+                up_to: Generation(g),
+                pinning: if g % 2 == 0 { Pinning::Pinned } else { Pinning::Unpinned },
+            }),
             1 => marked.prop_map(|(i, g)| Record::Remove { identity: Identity(i), up_to: Generation(g) }),
             1 => (0..=REGION_MAX, any::<u32>()).prop_map(|(region, epoch)| Record::RegionOpen {
                 region,
@@ -485,7 +516,7 @@ mod tests {
         }
 
         #[test]
-        fn any_bytes_are_a_record_or_malformed(tag in 0..11u8, tail in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn any_bytes_are_a_record_or_malformed(tag in 0..13u8, tail in prop::collection::vec(any::<u8>(), 0..300)) {
             let mut bytes = vec![tag];
             bytes.extend(tail);
             let _ = Record::decode(&mut &bytes[..]);
@@ -516,6 +547,7 @@ mod tests {
             sums: PieceSums::One(1),
             etag: None,
             dirty: Some(Box::new(record)),
+            pinning: Pinning::Pinned,
         };
         let mut bytes = Vec::new();
         Record::Put(put).encode(&mut bytes);

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use forebay_io::{Disk, IoError, Runtime};
 
+use super::block::Pinning;
 use super::entry::{Entry, State as EntryIs};
 use super::regions::{RegionState, StreamKind};
 use super::slab_name;
@@ -89,7 +90,9 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 after = slice.last().map(Entry::identity);
                 for entry in &slice {
                     let is_unsynced = entry.place().is_some_and(|at| state.unsynced_regions.contains(&at.region));
-                    if is_unsynced && entry.state() == EntryIs::Clean {
+                    // Pinned ones were at their place durably before they counted as pinned, or are not any more.
+                    let is_policys = entry.state() == EntryIs::Clean && entry.pinning() == Pinning::Unpinned;
+                    if is_unsynced && is_policys {
                         state.take_out(*entry);
                     }
                 }

@@ -80,15 +80,25 @@ pub struct Region {
     pub uncommitted: u32,
     /// Its footer is on its way to the device.
     pub is_footer_due: bool,
+    /// Its footer could not be read: asking again at each try to reclaim it would pass for a disk that goes on failing.
+    pub is_footer_unreadable: bool,
     /// Entries that point here.
     pub live: u32,
     /// Bytes that its dirty entries occupy.
     pub dirty_bytes: u64,
+    /// Bytes that its clean pinned entries occupy.
+    pub pinned_bytes: u64,
     /// The queue of the policy it belongs to.
     pub class: Class,
 }
 
 impl Region {
+    /// Bytes that reclaim has to move.
+    #[must_use]
+    pub fn staying_bytes(&self) -> u64 {
+        self.dirty_bytes + self.pinned_bytes
+    }
+
     /// No entry and no reader knows of it, and nothing is being written to it (I1, I7): its bytes may be overwritten.
     #[must_use]
     pub fn holds_nothing(&self) -> bool {
@@ -112,8 +122,10 @@ impl RegionTable {
             pins: 0,
             uncommitted: 0,
             is_footer_due: false,
+            is_footer_unreadable: false,
             live: 0,
             dirty_bytes: 0,
+            pinned_bytes: 0,
             class: Class::New,
         };
         RegionTable { regions: vec![region; count as usize], next_epoch: 1 }
@@ -217,7 +229,15 @@ impl RegionTable {
         let region = self.at_mut(number);
         assert_eq!(region.state, RegionState::Opening, "a region opens once");
         assert!(region.epoch < epoch, "I1: epochs only grow");
-        *region = Region { state: RegionState::Open(kind), epoch, dirty_bytes: 0, class: kind.class(), ..*region };
+        *region = Region {
+            state: RegionState::Open(kind),
+            epoch,
+            is_footer_unreadable: false,
+            dirty_bytes: 0,
+            pinned_bytes: 0,
+            class: kind.class(),
+            ..*region
+        };
     }
 
     /// Its `RegionOpen` did not become durable.
@@ -227,29 +247,31 @@ impl RegionTable {
         region.state = RegionState::Free;
     }
 
-    /// The sealed region to reclaim next: of those at most half dirty the oldest of the queue whose turn the policy says it
-    /// is, else of the other; else the one with the fewest dirty bytes if moving them still frees a tenth of it. Regions with
+    /// The sealed region to reclaim next: of those of which at most half has to be moved (dirty, pinned) the oldest of the queue
+    /// whose turn the policy says it is, else of the other; else the one with the fewest such bytes if moving them still frees
+    /// a tenth of it. Regions with
     /// records of a commit under way are left alone.
     #[must_use]
     pub fn reclaim_candidate(&self, region_bytes: u64) -> Option<u32> {
         let sealed =
             || self.iter().filter(|(_, region)| region.state == RegionState::Sealed && region.uncommitted == 0);
-        let half_clean = sealed().filter(|(_, region)| region.dirty_bytes <= region_bytes / 2);
+        let half_clean = sealed().filter(|(_, region)| region.staying_bytes() <= region_bytes / 2);
         let due = self.class_to_reclaim(region_bytes);
         let oldest = half_clean.min_by_key(|(_, region)| (region.class != due, region.epoch));
         let candidate = oldest.or_else(|| {
-            let cheap = sealed().filter(|(_, region)| region.dirty_bytes <= region_bytes / 10 * 9);
-            cheap.min_by_key(|(_, region)| region.dirty_bytes)
+            let cheap = sealed().filter(|(_, region)| region.staying_bytes() <= region_bytes / 10 * 9);
+            cheap.min_by_key(|(_, region)| region.staying_bytes())
         });
         candidate.map(|(number, _)| number)
     }
 
-    /// Which queue gives up a region. Mostly dirty regions are in neither: their turn comes when they are flushed.
+    /// Which queue gives up a region. Mostly dirty or pinned regions are in neither: their turn comes when they are flushed or
+    /// unpinned.
     fn class_to_reclaim(&self, region_bytes: u64) -> Class {
         let count = |class| {
             let is_counted = |region: &&Region| {
                 let is_full = matches!(region.state, RegionState::Open(_) | RegionState::Sealing | RegionState::Sealed);
-                is_full && region.class == class && region.dirty_bytes <= region_bytes / 2
+                is_full && region.class == class && region.staying_bytes() <= region_bytes / 2
             };
             self.regions.iter().filter(is_counted).count() as u32
         };
@@ -282,7 +304,7 @@ impl RegionTable {
         if region.state != RegionState::Reclaiming || !region.holds_nothing() {
             return false;
         }
-        assert_eq!(region.dirty_bytes, 0, "I4: no dirty byte is left behind");
+        assert_eq!(region.staying_bytes(), 0, "I4, I14: no dirty byte is left behind, and no pinned one");
         region.state = RegionState::Free;
         true
     }

@@ -240,6 +240,10 @@ impl<'a> Replay<'a> {
                 self.saw(up_to, 1);
                 self.state.publish_remove(identity, up_to);
             }
+            Record::Pin { identity, up_to, pinning } => {
+                self.saw(up_to, 1);
+                self.state.set_pinning(identity, up_to, pinning);
+            }
             Record::RegionOpen { region, epoch, stream } if region < self.superblock.region_count => {
                 self.state.regions.recover_opening(region, epoch, stream.class());
             }
@@ -310,6 +314,8 @@ pub fn empty_state(region_count: u32, journal: Journal) -> State {
         dirty: Default::default(),
         unlisted: Default::default(),
         dirty_bytes: 0,
+        pinned_bytes: 0,
+        pinned_count: 0,
         regions: RegionTable::new(region_count),
         streams: Default::default(),
         queue: Default::default(),

@@ -36,6 +36,10 @@ pub struct State {
     pub unlisted: VecDeque<Rc<DirtyRecord>>,
     /// Content bytes of all dirty blocks (I10).
     pub dirty_bytes: u64,
+    /// What pinned blocks occupy, dirty ones included.
+    pub pinned_bytes: u64,
+    /// How many there are.
+    pub pinned_count: u64,
     /// The regions.
     pub regions: RegionTable,
     /// By the number of their kind.

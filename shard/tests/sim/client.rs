@@ -11,8 +11,11 @@ use forebay_io::sim::{SimDisk, SimRuntime};
 use forebay_io::{Disk, Nanos, OpenMode, Runtime};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
-use forebay_shard::outcome::{Condition, DeclinedReason, Durability, Headed, Put, PutDone, Removed};
+use forebay_shard::outcome::{
+    Condition, DeclinedReason, Durability, Headed, PinDone, Put, PutDone, Removed, UnpinDone,
+};
 use forebay_shard::sim_origin::SimOrigin;
+use forebay_shard::store::Pinning;
 use futures::future::{Either, join, select};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -20,6 +23,7 @@ use rand::rngs::SmallRng;
 use super::history;
 use super::machine::{SLAB, SimShard};
 use super::model::{KeyModel, State, States};
+use super::pins::PinModel;
 use super::plan::{Course, DiskMode, Plan, Writers};
 use super::reader::{Answer, Reader};
 use super::truth::origin_state;
@@ -28,6 +32,7 @@ use super::truth::origin_state;
 pub struct Shared {
     pub plan: Plan,
     pub models: Vec<RefCell<KeyModel>>,
+    pub pins: Vec<RefCell<PinModel>>,
     /// Verbs that may still begin in this life.
     pub quota: Cell<u64>,
     /// Verbs begun since the run began.
@@ -97,6 +102,8 @@ impl Client {
                 self.note(any, "get, slow, while the disk rots", 0);
                 reader.outlast_rot(&self.shared.plan.universe, any, &self.disk).await;
             }
+            83..87 => self.pin().await,
+            87..88 => self.unpin(any).await,
             _ => self.press(reader).await,
         }
     }
@@ -176,9 +183,50 @@ impl Client {
     }
 
     async fn purge(&self, index: usize) {
+        let change = self.pin_model(index, PinModel::begin);
         let removed = self.shard.purge(&self.key(index)).await;
         self.note(index, "purged", removal_number(&removed));
+        self.pin_model(index, |model| match &removed {
+            Removed::Done(_) => model.end(change, Some(Pinning::Unpinned)),
+            Removed::Dirty => model.end_unchanged(change),
+            Removed::Declined(_) | Removed::Failed(_) => model.end(change, None),
+        });
         assert!(!matches!(removed, Removed::Failed(_)), "a purge asks nobody");
+    }
+
+    fn pin_model<T>(&self, index: usize, act: impl FnOnce(&mut PinModel) -> T) -> T {
+        act(&mut self.shared.pins[index].borrow_mut())
+    }
+
+    /// Pins any key, also one that is only read.
+    async fn pin(&mut self) {
+        let index = self.rng.random_range(0..self.shared.plan.universe.subjects.len());
+        let change = self.pin_model(index, PinModel::begin);
+        self.note(index, "pin", 0);
+        let done = self.shard.pin(&self.key(index)).await;
+        let words = match &done {
+            PinDone::Done => "pinned",
+            PinDone::Absent => "pin: nothing there",
+            PinDone::Full { .. } => "pin: too much is pinned",
+            PinDone::Lost => "pin: lost",
+            PinDone::Declined(_) => "pin: declined",
+            PinDone::Failed(_) => "pin: failed",
+        };
+        self.note(index, words, 0);
+        let is_honest = self.shared.plan.disk == DiskMode::Honest;
+        self.pin_model(index, |model| match done {
+            PinDone::Done => model.end(change, Some(Pinning::Pinned)),
+            PinDone::Full { .. } | PinDone::Absent if is_honest => model.end_refused(index, change),
+            _ => model.end(change, None),
+        });
+    }
+
+    async fn unpin(&mut self, index: usize) {
+        let change = self.pin_model(index, PinModel::begin);
+        let done = self.shard.unpin_block(&self.key(index)).await;
+        self.note(index, "unpin", u64::from(matches!(done, UnpinDone::Done)));
+        let left = matches!(done, UnpinDone::Done).then_some(Pinning::Unpinned);
+        self.pin_model(index, |model| model.end(change, left));
     }
 
     fn draw_put(&mut self, index: usize, version: u8) -> Put {
@@ -258,9 +306,12 @@ impl Client {
 
     async fn delete(&self, index: usize) {
         let id = self.model(index, |model| model.begin_write(None));
+        let change = self.pin_model(index, PinModel::begin);
         self.note(index, "delete", 0);
         let removed = self.shard.delete(&self.key(index)).await;
         self.note(index, "deleted", removal_number(&removed));
+        let left = matches!(removed, Removed::Done(_)).then_some(Pinning::Unpinned);
+        self.pin_model(index, |model| model.end(change, left));
         let sure = self.model(index, |model| model.end_delete(id, &removed));
         if let (Some(state), Removed::Done(Durability::Origin)) = (sure, &removed) {
             self.require_origin(index, state);

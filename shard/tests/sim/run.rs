@@ -50,9 +50,9 @@ pub fn run(world: SimWorld, seed: u64, steps: u64) -> Ran {
     machine.origin.set_latency_us(plan.origin_latency_us.clone());
     machine.origin.set_frame_bytes_max(plan.frame_bytes_max);
     let models = stock_origin(&machine, &plan, &mut rng);
-    let clients = plan.clients;
-    let shared =
-        Shared { plan, models, quota: Cell::new(0), ops: Cell::new(0), busy_since: RefCell::new(vec![None; clients]) };
+    let pins = plan.universe.subjects.iter().map(|_| RefCell::default()).collect();
+    let busy_since = RefCell::new(vec![None; plan.clients]);
+    let shared = Shared { plan, models, pins, quota: Cell::new(0), ops: Cell::new(0), busy_since };
     let mut director = Director {
         machine,
         shared: Rc::new(shared),
@@ -208,7 +208,10 @@ impl Director {
                 history::violation(index, "P8: what somebody else stored was overwritten, and nobody deleted it");
             }
         }
+        self.judge_pins();
         let stats = self.machine.shard().stats();
+        let (pinned_bytes, most) = (stats.store.pinned_bytes, stats.store.pinned_bytes_max);
+        assert!(pinned_bytes <= most, "I14: {pinned_bytes} bytes are pinned, at most {most} may be");
         // What recovery found is more if flushed marks were lost; a delete that superseded nothing may owe its record.
         let recovered = stats.recovery.dirty_bytes + (stats.recovery.dirty_blocks + stats.recovery.tombstones) * 512;
         let most = stats.dirty_bytes_max.max(recovered) + self.shared.plan.clients as u64 * 512;
@@ -217,6 +220,15 @@ impl Director {
         for (number, since) in self.shared.busy_since.borrow().iter().enumerate() {
             let is_stuck = since.is_some_and(|since| now.since(since) > VERB_MAX);
             assert!(!is_stuck, "a verb of client {number} has not ended after {VERB_MAX:?}");
+        }
+    }
+
+    /// What was pinned is on disk. Another disk than an honest one takes pins with their bytes.
+    fn judge_pins(&self) {
+        if self.shared.plan.disk == DiskMode::Honest {
+            for (index, model) in self.shared.pins.iter().enumerate() {
+                model.borrow().judge(index, self.machine.shard().pinning(self.shared.plan.universe.key(index)));
+            }
         }
     }
 
@@ -242,6 +254,7 @@ impl Director {
         self.machine.crash();
         self.machine.world.set_faults(Faults::default());
         self.shared.models.iter().for_each(|model| model.borrow_mut().crash());
+        self.shared.pins.iter().for_each(|model| model.borrow_mut().crash());
         self.shared.busy_since.borrow_mut().iter_mut().for_each(|since| *since = None);
         if self.shared.plan.disk == DiskMode::Lying && self.rng.random_range(0..2) == 0 {
             self.damage();
@@ -336,6 +349,7 @@ impl Director {
     /// After a recovery every key is in one state, which must have been possible.
     fn judge(&mut self) {
         self.machine.shard().check();
+        self.judge_pins();
         let truth = Truth::of(&self.machine, &self.shared.plan.universe);
         for index in 0..self.shared.plan.universe.written {
             let version = truth.state(index).map_or(0, |version| u64::from(version) + 1);

@@ -11,6 +11,7 @@ pub mod exhaust;
 pub mod history;
 pub mod machine;
 pub mod model;
+pub mod pins;
 pub mod plan;
 pub mod reader;
 pub mod run;

@@ -94,6 +94,7 @@ fn record_counts(records: &RecordCounts) -> Value {
         "tombstones": records.tombstones,
         "flushed": records.flushed,
         "removes": records.removes,
+        "pins": records.pins,
         "region_opens": records.region_opens,
         "starts": records.starts,
         "voids": records.voids,

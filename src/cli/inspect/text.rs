@@ -130,6 +130,7 @@ fn record_words(records: &RecordCounts) -> String {
         (records.tombstones, "tombstone"),
         (records.flushed, "flushed mark"),
         (records.removes, "remove"),
+        (records.pins, "pin or unpin"),
         (records.region_opens, "region opening"),
         (records.starts, "start"),
         (records.voids, "void"),

@@ -1,4 +1,4 @@
-//! PUT, DELETE and purge of a block.
+//! PUT, DELETE, purge, pin and unpin of a block.
 //!
 //! Called by `handler`. Everything that the head can tell is checked before a byte of the body is read, so that a client
 //! that waits for `100 Continue` never sends in vain; nothing reaches the shard before the whole body has been verified.
@@ -7,7 +7,7 @@ use bytes::Bytes;
 use forebay_shard::config::{Access, VolumeConfig};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
-use forebay_shard::outcome::{Durability, Put, PutDone, Removed};
+use forebay_shard::outcome::{Durability, PinDone, Put, PutDone, Removed, UnpinDone};
 use http::header::{CONTENT_LENGTH, ETAG};
 use http::request::Parts;
 use http::{HeaderMap, StatusCode};
@@ -19,6 +19,7 @@ use crate::proxy::body::ResponseBody;
 use crate::proxy::conditions::{ContentDigest, etag_value, put_condition};
 use crate::proxy::metrics::Outcome;
 use crate::proxy::put_body::receive;
+use crate::proxy::request::Order;
 use crate::proxy::respond::{FOREBAY_DURABILITY, Failure, durability_value, response};
 
 /// When to come back if bodies take all the memory they may: about as long as one takes to arrive.
@@ -79,8 +80,44 @@ impl<B: Blocks> Handler<B> {
         removed(routed.answer)
     }
 
-    /// `POST /v1/volumes/{volume}/purge?key={key}`.
-    pub(super) async fn purge(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+    /// `POST /v1/volumes/{volume}/{purge|pin|unpin}?key={key}`.
+    pub(super) async fn order(&self, order: Order, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        match order {
+            Order::Purge => self.purge(key, trace).await,
+            Order::Pin => self.pin(key, trace).await,
+            Order::Unpin => self.unpin(key, trace).await,
+        }
+    }
+
+    async fn pin(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let routed = self.blocks.pin(key).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Pin;
+        match routed.answer {
+            PinDone::Done => Ok(response(StatusCode::NO_CONTENT, ResponseBody::Empty)),
+            PinDone::Absent => Err(Failure::new(Problem::NoSuchBlock, "there is nothing to pin")),
+            PinDone::Full { pinned_bytes, bytes_max } => {
+                let detail =
+                    format!("{pinned_bytes} of at most {bytes_max} bytes are pinned there: unpin others, or add disk");
+                Err(Failure::new(Problem::PinsFull, detail))
+            }
+            PinDone::Lost => Err(Failure::new(Problem::BlockLost, "it rotted before it reached the object store")),
+            PinDone::Declined(declined) => Err(declined.into()),
+            PinDone::Failed(error) => Err(error.into()),
+        }
+    }
+
+    async fn unpin(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let routed = self.blocks.unpin(key).await;
+        trace.hops = Some(routed.hops);
+        trace.outcome = Outcome::Unpin;
+        match routed.answer {
+            UnpinDone::Done => Ok(response(StatusCode::NO_CONTENT, ResponseBody::Empty)),
+            UnpinDone::Declined(declined) => Err(declined.into()),
+        }
+    }
+
+    async fn purge(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
         let routed = self.blocks.purge(key).await;
         trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Purge;

@@ -39,7 +39,7 @@ impl<B: Blocks> Handler<B> {
                 let status = Status::gather(&self.blocks, &self.facts, self.readiness.stage()).await;
                 Ok(self.text(openmetrics::CONTENT_TYPE, openmetrics::render(&status)))
             }
-            Route::Block { .. } | Route::Purge { .. } | Route::Unknown => {
+            Route::Block { .. } | Route::Order { .. } | Route::Unknown => {
                 Err(Failure::new(Problem::Internal, "a route was taken for another"))
             }
         }

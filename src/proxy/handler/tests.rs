@@ -21,7 +21,7 @@ use forebay_shard::key::{BlockKey, Generation, Identity};
 use forebay_shard::origin::{Etag, OriginError, OriginErrorKind};
 use forebay_shard::outcome::{
     BlockMeta, Declined, DeclinedReason, Durability, FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource,
-    PieceSums, Pin, Put, PutDone, Removed,
+    PieceSums, Pin, PinDone, Put, PutDone, Removed, UnpinDone,
 };
 use forebay_shard::stats::ShardStats;
 use futures::channel::mpsc;
@@ -45,6 +45,8 @@ use crate::proxy::respond::{CACHE_STATUS, FOREBAY_DURABILITY, FOREBAY_HOPS, X_RE
 use crate::proxy::status::{DiskFacts, NodeFacts};
 use crate::proxy::topology::Topology;
 use crate::token::{PublicKey, PublicKeys, Right, SigningKey, generate_key};
+
+mod orders;
 
 const SLAB: &str = "shard-000.slab";
 
@@ -158,6 +160,18 @@ impl Blocks for ShelfBlocks {
             Some(_) => Removed::Dirty,
             None => Removed::Done(Durability::Disk),
         })
+    }
+
+    async fn pin(&self, key: &BlockKey) -> Routed<PinDone> {
+        self.routed(match self.place(key) {
+            None => PinDone::Absent,
+            Some(Place::Failed(_)) => PinDone::Full { pinned_bytes: 90, bytes_max: 100 },
+            Some(_) => PinDone::Done,
+        })
+    }
+
+    async fn unpin(&self, _key: &BlockKey) -> Routed<UnpinDone> {
+        self.routed(UnpinDone::Done)
     }
 
     async fn report_rot(&self, key: &BlockKey, _generation: Generation) {
@@ -519,18 +533,6 @@ fn a_put_is_whole_verified_and_answered_with_what_it_promises() {
 }
 
 #[test]
-fn deletes_and_purges_are_answered() {
-    let bench = Bench::new();
-    bench.put("a?b", &[], b"x");
-    assert_eq!(bench.put("a%3Fb", &[], b"x").status, StatusCode::CREATED);
-    assert_eq!(bench.ask("POST", "/v1/volumes/v/purge?key=a%3Fb", &[], b"").problem(), "block-dirty");
-    assert_eq!(bench.ask("DELETE", "/v1/volumes/v/blocks/a%3Fb", &[], b"").status, StatusCode::NO_CONTENT);
-    assert_eq!(bench.get("a%3Fb", &[]).problem(), "no-such-block");
-    assert_eq!(bench.ask("POST", "/v1/volumes/v/purge?key=a%3Fb", &[], b"").status, StatusCode::NO_CONTENT);
-    assert_eq!(bench.ask("POST", "/v1/volumes/v/purge", &[], b"").problem(), "bad-key");
-}
-
-#[test]
 fn tokens_open_what_they_name() {
     let bench = Bench::new();
     bench.place("k", Place::Memory(Bytes::from_static(b"x"), Etag::Origin("x".into())));
@@ -547,25 +549,6 @@ fn tokens_open_what_they_name() {
     assert_eq!(bench.ask("GET", "/v1/volumes/w/blocks/k", &[("authorization", "")], b"").problem(), "unauthorized");
     let refused: Vec<_> = bench.metrics.snapshot().refusals().filter(|(_, count)| *count > 0).collect();
     assert_eq!(refused, [("missing", 2), ("wrong-volume", 1), ("read-only", 1)]);
-}
-
-#[test]
-fn bad_requests_get_their_problem() {
-    let bench = Bench::new();
-    let post = bench.ask("POST", "/v1/volumes/v/blocks/k", &[], b"");
-    assert_eq!((post.problem().as_str(), post.text(ALLOW)), ("method-not-allowed", "GET, HEAD, PUT, DELETE"));
-    assert_eq!(bench.ask("GET", "/v1/volumes/v/purge", &[], b"").text(ALLOW), "POST");
-    assert_eq!(bench.ask("DELETE", "/metrics", &[], b"").status, StatusCode::METHOD_NOT_ALLOWED);
-    assert_eq!(bench.ask("GET", "/v2", &[], b"").problem(), "no-such-path");
-    for bad in ["", "%", "%ff", &"k".repeat(1025), &"k".repeat(1020), &"../".repeat(200), "k?query"] {
-        assert_eq!(bench.get(bad, &[]).problem(), "bad-key", "{bad}");
-    }
-    bench.place("full", Place::Declined(DeclinedReason::FillsFull));
-    let full = bench.get("full", &[]);
-    assert_eq!((full.problem().as_str(), full.text("retry-after")), ("fills-full", "2"));
-    bench.place("down", Place::Failed(OriginErrorKind::Timeout));
-    let down = bench.get("down", &[]);
-    assert_eq!((down.status, down.problem().as_str()), (StatusCode::GATEWAY_TIMEOUT, "origin-timeout"));
 }
 
 #[test]
