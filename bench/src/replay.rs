@@ -4,14 +4,11 @@
 //! only; nothing is stored. A trace is read in batches, once (twice if a capacity is a share of its footprint), so memory
 //! is that of the policies and, for a share, of the set of names.
 
-mod csv;
 mod generate;
 mod node;
-mod oracle;
 mod policies;
 mod suite;
 mod table;
-mod trace;
 
 use std::collections::HashSet;
 use std::hash::{BuildHasherDefault, Hasher};
@@ -24,9 +21,9 @@ use clap::Args;
 use self::generate::Generator;
 use self::policies::{Name, Replayed};
 use self::table::{Cell, NodeCell};
-use self::trace::{Format, Request, Source};
 use crate::results;
 use crate::units::{parse_size, show_size};
+use forebay_bench::trace::{self, Format, Request, Source};
 
 /// `forebay-bench replay`
 #[derive(Args)]

@@ -1,6 +1,11 @@
 //! Where requests come from: the port between traces and policies, and the opening of a recorded one.
 //!
-//! Called by `replay`. A reader refuses what is no trace with the place and what was expected there; it never guesses on.
+//! Called by `replay`, and by the fuzzer (`trace/fuzz.rs`). A reader refuses what is no trace with the place and what was expected there; it never guesses on.
+
+pub mod csv;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
+pub mod oracle;
 
 use std::fs::File;
 use std::io::{BufReader, Read, Seek, SeekFrom};
@@ -9,8 +14,8 @@ use std::path::Path;
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use super::csv::Csv;
-use super::oracle::Oracle;
+use self::csv::Csv;
+use self::oracle::Oracle;
 
 /// Requests handed over at once.
 pub const BATCH_COUNT: usize = 32 << 10;

@@ -11,7 +11,7 @@ use std::io::Read;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::trace::{BATCH_COUNT, Request, Source};
+use super::{BATCH_COUNT, Request, Source};
 
 const RECORD_BYTES: usize = 24;
 

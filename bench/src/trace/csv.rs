@@ -8,7 +8,7 @@ use std::io::{BufRead, Read};
 
 use anyhow::{Result, bail, ensure};
 
-use super::trace::{BATCH_COUNT, Request, Source};
+use super::{BATCH_COUNT, Request, Source};
 
 /// A longer line is none of a trace.
 const LINE_BYTES_MAX: u64 = 4 << 10;
