@@ -31,6 +31,7 @@ use crate::origin::Etag;
 use crate::outcome::{Located, PieceSums, Pin};
 use crate::read::ReadError;
 
+mod ahead;
 mod append;
 mod block;
 mod check;

@@ -15,9 +15,8 @@ use std::time::Duration;
 use forebay_io::frame::{self, Chain, FRAME_HEADER_BYTES, Frame, FrameKind, frame_bytes};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{Disk, DiskFile, IoError, OpenMode, ReadBuf, Runtime};
-use futures::future::{FutureExt, LocalBoxFuture};
-use futures::stream::{FuturesOrdered, StreamExt};
 
+use super::ahead::Ahead;
 use super::block::Pinning;
 use super::entry::{Entry, State as EntryIs};
 use super::journal::Point;
@@ -365,7 +364,7 @@ impl<F: DiskFile> SlotReader<F> {
     /// # Errors
     /// What the disk said.
     pub async fn read<R: Runtime>(mut self, runtime: &R, mut each: impl FnMut(&Frame<'_>)) -> Result<bool, IoError> {
-        let mut ahead = ReadAhead { file: self.file.clone(), next: self.at, reads: FuturesOrdered::new(), held: None };
+        let mut ahead = ReadAhead { file: self.file.clone(), next: self.at, reads: Ahead::default(), held: None };
         loop {
             let Some(bytes) = ahead.frame(self.at).await? else { return Ok(false) };
             let Ok(found) = frame::decode(self.store_id, &bytes) else { return Ok(false) };
@@ -389,7 +388,7 @@ struct ReadAhead<F> {
     /// Where the next read begins.
     next: u64,
     /// In order; each with its offset.
-    reads: FuturesOrdered<LocalBoxFuture<'static, (u64, Result<ReadBuf, IoError>)>>,
+    reads: Ahead<(u64, Result<ReadBuf, IoError>)>,
     /// What was read last.
     held: Option<(u64, ReadBuf)>,
 }
@@ -412,14 +411,14 @@ impl<F: DiskFile> ReadAhead<F> {
                 if wanted.min(left).min(READ_BYTES) <= found.len() as u64 {
                     return Ok(Some(found));
                 }
-                (self.next, self.reads) = (at, FuturesOrdered::new());
-            } else if self.reads.is_empty() {
+                (self.next, self.reads) = (at, Ahead::default());
+            } else if self.reads.count() == 0 {
                 self.next = at;
             }
-            while self.reads.len() < READS_AHEAD && self.next < self.file.len_bytes() {
+            while self.reads.count() < READS_AHEAD && self.next < self.file.len_bytes() {
                 let (file, from) = (self.file.clone(), self.next);
                 let len = (self.file.len_bytes() - from).min(READ_BYTES);
-                self.reads.push_back(async move { (from, file.read(from, len as usize).await) }.boxed_local());
+                self.reads.begin(async move { (from, file.read(from, len as usize).await) }).await;
                 self.next += len;
             }
             let (from, bytes) = self.reads.next().await.expect("there is something left to read");

@@ -67,7 +67,7 @@ impl State {
         let region = self.regions.at(put.at.region);
         assert_eq!(region.epoch, put.epoch, "I1: a record is published in the epoch it was written in");
         if matches!(mode, PutMode::Replay) && put.dirty.is_none() && self.index.is_above_all(put.identity) {
-            self.add(put, EntryIs::Clean, 0, put.pinning);
+            self.add(put, EntryIs::Clean, self.uses_found(put.at), put.pinning);
             return true;
         }
         if !self.admits(put.identity, put.generation, mode) {

@@ -10,11 +10,10 @@
 use forebay_io::frame::{self, Chain, Claim, FrameKind, Reject};
 use forebay_io::units::SECTOR_BYTES;
 use forebay_io::{DiskFile, IoError, ReadBuf};
-use futures::future::{FutureExt, LocalBoxFuture};
-use futures::stream::{FuturesOrdered, StreamExt};
 use std::collections::HashSet;
 use std::ops::Deref;
 
+use super::ahead::Ahead;
 use super::journal::{Point, Ring};
 use super::record::Record;
 use crate::canary::{self, Canary};
@@ -244,13 +243,13 @@ struct Reads<F> {
     next: u64,
     /// Where the lap ends.
     until: u64,
-    in_flight: FuturesOrdered<LocalBoxFuture<'static, Result<ReadBuf, IoError>>>,
+    in_flight: Ahead<Result<ReadBuf, IoError>>,
 }
 
 impl<F: DiskFile> Window<F> {
     fn new(slab: &F, ring: Ring, from: u64) -> Window<F> {
         let (slab, until) = (slab.clone(), from + ring.len_bytes);
-        let reads = Reads { slab, ring, next: from, until, in_flight: FuturesOrdered::new() };
+        let reads = Reads { slab, ring, next: from, until, in_flight: Ahead::default() };
         Window { reads, at: from, bytes: Held::Gathered(Vec::new()) }
     }
 
@@ -294,13 +293,13 @@ impl<F: DiskFile> Window<F> {
 
 impl<F: DiskFile> Reads<F> {
     async fn next(&mut self) -> Result<ReadBuf, IoError> {
-        while self.in_flight.len() < READS_AHEAD && self.next < self.until {
+        while self.in_flight.count() < READS_AHEAD && self.next < self.until {
             // One stretch each: the ring's end is a read's.
             let want = (self.until - self.next).min(READ_BYTES);
             let stretch = self.ring.stretches(self.next, want).next();
             let (at, len) = stretch.expect("the lap goes on, and so do its stretches");
             let slab = self.slab.clone();
-            self.in_flight.push_back(async move { slab.read(at, len).await }.boxed_local());
+            self.in_flight.begin(async move { slab.read(at, len).await }).await;
             self.next += len as u64;
         }
         self.in_flight.next().await.expect("nobody asks for more than the lap has")
