@@ -25,6 +25,8 @@ struct Node {
     child: Option<Child>,
     base: String,
     client: Client,
+    /// Of every disk, as it is configured.
+    capacity: &'static str,
 }
 
 impl Node {
@@ -35,7 +37,7 @@ impl Node {
         fs::write(directory.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
         let certificate = Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
         let client = Client::builder().tls_certs_only([certificate]).no_proxy().timeout(BOUND).build().unwrap();
-        Node { directory, child: None, base: String::new(), client }
+        Node { directory, child: None, base: String::new(), client, capacity: "64MiB" }
     }
 
     fn path(&self, name: &str) -> PathBuf {
@@ -44,8 +46,10 @@ impl Node {
 
     fn configure(&self, disks: &[&str], node_keys: &str) {
         let core = forebay::proxy::executor::usable_cpus()[0];
-        let disk =
-            |name: &&str| format!("[[disk]]\npath = {:?}\ncapacity = \"64MiB\"\nregion = \"1MiB\"\n", self.path(name));
+        let capacity = self.capacity;
+        let disk = |name: &&str| {
+            format!("[[disk]]\npath = {:?}\ncapacity = \"{capacity}\"\nregion = \"1MiB\"\n", self.path(name))
+        };
         let text = format!(
             "[node]\nlisten = \"127.0.0.1:0\"\nshard_port_base = 0\nshards = {SHARDS}\ncores = [{core}]\nmemory = \"320MiB\"\n\
              tls_certificate = {:?}\ntls_key = {:?}\ntls_name = \"localhost\"\nports_file = {:?}\n{node_keys}\n{}\
@@ -285,4 +289,24 @@ fn a_disk_is_added_and_taken_out_or_given_up_only_if_the_configuration_says_so()
     node.start(&["a", "b"], "");
     assert_eq!(node.get(&first), first);
     assert_ne!(node.id(1), b, "an empty directory is a new disk");
+}
+
+#[test]
+fn a_capacity_that_is_not_in_force_is_told_with_both_figures() {
+    let mut node = Node::new();
+    node.start(&["a"], "");
+    assert!(!node.status()["warnings"].to_string().contains("capacity") && !node.log().contains("capacity"));
+    let all = node.put(0..BLOCKS);
+    node.kill();
+    node.capacity = "96MiB";
+    node.start(&["a"], "");
+    let warnings = node.status()["warnings"].to_string();
+    // Of 64 and 96 MiB journals and checkpoints take their part.
+    let figures = ["with room for 54 MiB", "now makes 86 MiB", "set capacity back"];
+    assert!(figures.iter().all(|figure| warnings.contains(figure) && node.log().contains(figure)), "{warnings}");
+    assert_eq!(node.get(&all), all);
+    node.kill();
+    node.capacity = "64MiB";
+    node.start(&["a"], "");
+    assert!(!node.status()["warnings"].to_string().contains("capacity"));
 }

@@ -39,8 +39,18 @@ pub struct DiskConfig {
 pub struct Shape {
     /// In bytes, for the whole node.
     pub capacity_bytes: u64,
+    /// It is a share of what is free, which changes with what else lies there.
+    pub is_share: bool,
     /// Of each shard's store.
     pub geometry: Geometry,
+}
+
+impl Shape {
+    /// What the regions of one shard take, in bytes.
+    #[must_use]
+    pub fn regions_bytes(&self) -> u64 {
+        self.geometry.region_bytes * u64::from(self.geometry.region_count)
+    }
 }
 
 /// Checks every `[[disk]]` for `shards` shards and blocks of at most `block_bytes_max`.
@@ -117,7 +127,7 @@ fn shape(disk: &RawDisk, machine: &Machine, shards: u16) -> Result<Shape, Config
         return Err(ConfigError::new("disk.capacity", what));
     }
     let geometry = geometry(capacity_bytes, disk.region.of(0), u64::from(shards), disk.mean_block.of(0))?;
-    Ok(Shape { capacity_bytes, geometry })
+    Ok(Shape { capacity_bytes, is_share: matches!(disk.capacity, Size::Percent(_)), geometry })
 }
 
 /// What all disks hold for the whole node, in bytes; those that can't be measured are left out.
@@ -162,8 +172,7 @@ fn geometry(capacity: u64, region_bytes: u64, shards: u64, mean_block: u64) -> R
 /// When it is more than half of the capacity.
 pub fn check_dirty(node: &RawNode, disks: &[DiskConfig], shards: u16) -> Result<u64, ConfigError> {
     let capacity_bytes = capacity_bytes(disks);
-    let regions_bytes = |shape: &Shape| shape.geometry.region_bytes * u64::from(shape.geometry.region_count);
-    let data_bytes = shapes(disks).map(regions_bytes).sum::<u64>() * u64::from(shards);
+    let data_bytes = shapes(disks).map(Shape::regions_bytes).sum::<u64>() * u64::from(shards);
     let dirty = node.dirty_max.of(capacity_bytes);
     // With a disk missing a figure that was right is no mistake.
     if dirty > capacity_bytes / 2 && disks.iter().all(|disk| disk.shape.is_ok()) {

@@ -98,6 +98,7 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     if node.facts.sync() == SyncMode::Never {
         warn!("{NO_SYNC}");
     }
+    node.facts.disks.iter().filter_map(DiskFacts::capacity_warning).for_each(|warning| warn!("{warning}"));
     info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
     let first = event.recv().context("nobody can end this node")?;
     if let Event::CoreEnded(core) = first {
@@ -111,17 +112,16 @@ pub fn run(config: Config) -> anyhow::Result<()> {
 
 fn facts(config: &Config, disks: &NodeSet, ports: &Ports) -> NodeFacts {
     let shard_ports: Vec<u16> = ports.shards.iter().map(SocketAddr::port).collect();
-    let disk_facts = |disk: &SetDisk| DiskFacts {
-        path: disk.path.display().to_string(),
-        id: format!("{:032x}", disk.id),
-        sync: disk.sync,
+    let disk_facts = |(disk, configured): (&SetDisk, &DiskConfig)| DiskFacts {
+        other_capacity: disk.other_capacity(configured, disks.shard_count()),
+        ..DiskFacts::new(disk.path.display().to_string(), format!("{:032x}", disk.id), disk.sync)
     };
     NodeFacts {
         topology: Topology::new(disks.node_id(), &config.name, &config.tls_name, ports.listen.port(), &shard_ports),
         started: Instant::now(),
         volumes: config.volumes.iter().map(|volume| volume.shard.name.to_string()).collect(),
         budget: config.budget,
-        disks: disks.disks().iter().map(disk_facts).collect(),
+        disks: disks.disks().iter().zip(&config.disks).map(disk_facts).collect(),
     }
 }
 

@@ -20,7 +20,7 @@ mod set;
 mod stopped;
 
 use self::roster::Roster;
-pub use self::set::{NodeSet, SetDisk};
+pub use self::set::{NodeSet, OtherCapacity, SetDisk};
 pub use self::stopped::{Hold, StoppedNode};
 
 const NAME: &str = "node.json";

@@ -17,6 +17,7 @@ use crate::problem::Problem;
 use crate::proxy::blocks::Blocks;
 use crate::proxy::handler::Stage;
 use crate::proxy::metrics::{Outcome, Snapshot};
+use crate::proxy::node_file::OtherCapacity;
 use crate::proxy::report::CoreReport;
 use crate::proxy::topology::Topology;
 
@@ -48,6 +49,30 @@ pub struct DiskFacts {
     pub id: String,
     /// Whether an acknowledgement from it means stable storage.
     pub sync: SyncMode,
+    /// Another capacity is configured than it was formatted for.
+    pub other_capacity: Option<OtherCapacity>,
+}
+
+impl DiskFacts {
+    /// Of a disk with the capacity that is configured.
+    #[must_use]
+    pub fn new(path: String, id: String, sync: SyncMode) -> DiskFacts {
+        DiskFacts { path, id, sync, other_capacity: None }
+    }
+
+    /// What to tell of a capacity that is not in force, with the way to it.
+    #[must_use]
+    pub fn capacity_warning(&self) -> Option<String> {
+        let OtherCapacity { formatted_bytes, configured_bytes } = self.other_capacity?;
+        Some(format!(
+            "the disk {} at {} was formatted with room for {} MiB of blocks, its [[disk]] now makes {} MiB and is not applied: take the disk out, \
+             clear its directory and add it again (README, \"Several disks\"), or set capacity back",
+            self.id,
+            self.path,
+            formatted_bytes >> 20,
+            configured_bytes >> 20
+        ))
+    }
 }
 
 impl NodeFacts {
@@ -149,6 +174,7 @@ impl Status {
         if self.facts.sync() == SyncMode::Never {
             warnings.push(NO_SYNC.to_owned());
         }
+        warnings.extend(self.facts.disks.iter().filter_map(DiskFacts::capacity_warning));
         for (disk, stats) in self.disks() {
             if let Some(why) = &stats.away {
                 warnings.push(format!(

@@ -246,7 +246,7 @@ impl Bench {
                     put_bytes: 1 << 20,
                     memory_tier_bytes: 64 << 20,
                 },
-                disks: vec![DiskFacts { path: "/d".into(), id: "d".into(), sync: SyncMode::Never }],
+                disks: vec![DiskFacts::new("/d".into(), "d".into(), SyncMode::Never)],
             }),
             readiness,
         };

@@ -47,6 +47,15 @@ pub struct SetDisk {
     pub disk: Result<NodeDisk, String>,
 }
 
+/// A capacity that is configured and not in force: it is applied only when a disk is formatted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OtherCapacity {
+    /// Room for blocks as the disk was formatted, in bytes.
+    pub formatted_bytes: u64,
+    /// The same as it would be by the configuration.
+    pub configured_bytes: u64,
+}
+
 /// What a directory looks like.
 enum Look {
     /// Nothing that counts; locked, if it exists.
@@ -256,9 +265,21 @@ impl NodeSet {
 }
 
 impl SetDisk {
+    /// What the configuration asks for, if the disk is here and was formatted for something else. A share of what is free
+    /// changes by itself, so it counts only from a tenth on.
+    #[must_use]
+    pub fn other_capacity(&self, disk: &DiskConfig, shards: u16) -> Option<OtherCapacity> {
+        let shape = disk.shape.as_ref().ok().filter(|_| self.disk.is_ok())?;
+        let mebibytes = [self.weight, mebibytes(shape.regions_bytes())];
+        let [formatted_bytes, configured_bytes] =
+            mebibytes.map(|mebibytes| (u64::from(mebibytes.get()) << 20) * u64::from(shards));
+        let ignored_bytes = formatted_bytes / if shape.is_share { 10 } else { 100 };
+        (formatted_bytes.abs_diff(configured_bytes) > ignored_bytes)
+            .then_some(OtherCapacity { formatted_bytes, configured_bytes })
+    }
+
     fn new(disk: &DiskConfig, directory: NodeDisk) -> anyhow::Result<SetDisk> {
-        let shape = disk.shape.clone()?;
-        let slab_bytes = u64::from(shape.geometry.region_count) * shape.geometry.region_bytes;
+        let slab_bytes = disk.shape.clone()?.regions_bytes();
         let id = directory.written.disk.clone().context("a new disk has an id")?;
         Ok(SetDisk {
             path: disk.path.clone(),
