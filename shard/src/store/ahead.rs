@@ -45,6 +45,7 @@ impl<T: 'static> Ahead<T> {
 }
 
 #[cfg(test)]
+#[allow(clippy::unwrap_used)]
 mod tests {
     use std::cell::Cell;
     use std::rc::Rc;
