@@ -24,7 +24,7 @@ pub use check::{ConditionalPut, RACERS};
 pub use credentials::{CredentialError, CredentialSource, Keys};
 pub use handle::OriginHandle;
 pub use name::{NameStyle, NameTooLong, object_name};
-pub use pool::{OriginPool, StartError};
+pub use pool::{OriginPool, StartError, Stays, Unusable};
 pub use s3::ClientError;
 pub use settings::{AddressStyle, RetrySettings, StoreSettings, VolumeSettings};
 pub use sign::SignerError;

@@ -98,6 +98,8 @@ problems! {
     QueueFull = SERVICE_UNAVAILABLE, "queue-full", "The node is overloaded";
     /// The node is stopping.
     Stopping = SERVICE_UNAVAILABLE, "stopping", "The node is stopping";
+    /// The node refuses what belongs to another member of its group.
+    NotOwner = MISDIRECTED_REQUEST, "not-owner", "Another member of the group has this block";
     /// Not ready to serve.
     NotReady = SERVICE_UNAVAILABLE, "not-ready", "The node is not ready";
     /// The object store can't be reached.

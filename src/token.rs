@@ -80,6 +80,9 @@ pub enum Refusal {
     /// It opens the volume for reading only.
     #[error("the token opens this volume for reading only")]
     ReadOnly,
+    /// It was good, and was ended before its time.
+    #[error("the token is revoked: have a new one issued")]
+    Revoked,
 }
 
 /// What a verified token allows. The signature is checked once; times and rights on each request.

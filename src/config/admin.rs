@@ -9,10 +9,10 @@ use std::time::Duration;
 use url::Url;
 
 use crate::config::checked::{ConfigError, check_keys};
-use crate::config::raw::{RawAdmin, RawConfig};
+use crate::config::raw::{RawAdmin, RawConfig, RawPublicKey};
 use crate::config::units::Size;
 use crate::resource::check::name;
-use crate::token::PublicKeys;
+use crate::routing::RoutedKey;
 
 /// The environment variable that holds the token where no file does.
 pub const TOKEN_VARIABLE: &str = "FOREBAY_TOKEN";
@@ -34,8 +34,8 @@ pub struct AdminLink {
     pub token: TokenPlace,
     /// Where what the admin said is kept.
     pub directory: PathBuf,
-    /// The keys that may sign; `None`: those that the admin names.
-    pub public_keys: Option<PublicKeys>,
+    /// The keys that may sign; none: those that the admin names.
+    pub pinned: Vec<RoutedKey>,
     /// A further certificate authority for stores, PEM.
     pub store_ca: Option<PathBuf>,
     /// The largest block of a volume that is served, in bytes.
@@ -113,10 +113,8 @@ pub(super) fn check_admin(admin: &RawAdmin, raw: &RawConfig) -> Result<AdminLink
     if !(REFRESH.0..=REFRESH.1).contains(&admin.refresh.0) {
         return Err(ConfigError::new("admin.refresh", "is out of range: set 100ms to 60s"));
     }
-    let public_keys = match admin.public_keys.is_empty() {
-        true => None,
-        false => Some(check_keys("admin.public_keys", &admin.public_keys)?),
-    };
+    check_keys("admin.public_keys", &admin.public_keys)?;
+    let pinned = |key: &RawPublicKey| RoutedKey { id: key.id.clone(), public: key.key.clone() };
     Ok(AdminLink {
         url: url.to_owned(),
         ca: admin.ca.clone(),
@@ -124,7 +122,7 @@ pub(super) fn check_admin(admin: &RawAdmin, raw: &RawConfig) -> Result<AdminLink
         member: admin.member.clone(),
         token,
         directory: admin.directory.clone(),
-        public_keys,
+        pinned: admin.public_keys.iter().map(pinned).collect(),
         store_ca: admin.store_ca.clone(),
         block_bytes_max,
         ownership: if admin.strict { Ownership::Strict } else { Ownership::Any },

@@ -69,6 +69,8 @@ pub struct Config {
     pub stores: Vec<StoreConfig>,
     /// The volumes, as the stores.
     pub volumes: Vec<Volume>,
+    /// Volumes that may have dirty blocks here, whatever they are now.
+    pub written_back: Vec<String>,
     /// The largest block of any volume in bytes.
     pub block_bytes_max: u32,
     /// Dirty bytes of the whole node, at most.
@@ -159,6 +161,7 @@ impl Config {
             admin,
             stores,
             volumes,
+            written_back: Vec::new(),
             block_bytes_max,
             dirty_bytes_max,
             auth: check_auth(&raw)?,

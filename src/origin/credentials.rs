@@ -6,7 +6,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 
 /// Where keys come from.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub enum CredentialSource {
     /// These.
     Keys(Keys),

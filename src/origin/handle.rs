@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::{Fetched, Origin, OriginError, OriginErrorKind, OriginMeta, Store, Stored};
@@ -25,15 +25,26 @@ pub struct OriginHandle {
     shared: Arc<Shared>,
 }
 
+/// What is known now; replaced whole.
+#[derive(Default)]
 struct Shared {
-    stores: Vec<Lanes>,
-    volumes: HashMap<Arc<str>, Volume>,
+    table: RwLock<Arc<Table>>,
+}
+
+/// The stores and volumes of one moment.
+#[derive(Default)]
+pub(super) struct Table {
+    /// Every store that is asked.
+    pub stores: Vec<Arc<Lanes>>,
+    /// By name.
+    pub volumes: HashMap<Arc<str>, Volume>,
 }
 
 /// Where a volume's blocks are.
+#[derive(Clone)]
 pub(super) struct Volume {
-    /// The store's index.
-    pub store: usize,
+    /// The store's queues.
+    pub store: Arc<Lanes>,
     /// How keys are written there.
     pub names: NameStyle,
     /// Put before each key.
@@ -44,16 +55,25 @@ pub(super) struct Volume {
 
 /// The queues of one store, one per thread.
 pub(super) struct Lanes {
-    store: Arc<str>,
-    names: NameStyle,
+    settings: StoreSettings,
     senders: Vec<Sender<Job>>,
     next: AtomicUsize,
     counters: Arc<Counters>,
 }
 
 impl OriginHandle {
-    pub(super) fn new(stores: Vec<Lanes>, volumes: HashMap<Arc<str>, Volume>) -> OriginHandle {
-        OriginHandle { shared: Arc::new(Shared { stores, volumes }) }
+    /// Of a pool without stores.
+    pub(super) fn new() -> OriginHandle {
+        OriginHandle { shared: Arc::default() }
+    }
+
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.shared.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// From now on it is this table. What was asked before goes on.
+    pub(super) fn replace(&self, table: Table) {
+        *self.shared.table.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
     }
 
     /// Whether the store can hold `key` at all; to be asked before a put is acknowledged.
@@ -61,7 +81,7 @@ impl OriginHandle {
     /// # Errors
     /// [`NameTooLong`]: with the volume's prefix, the object's name is longer than S3 takes.
     pub fn check_key(&self, key: &BlockKey) -> Result<(), NameTooLong> {
-        match self.shared.volumes.get(&key.volume) {
+        match self.table().volumes.get(&key.volume) {
             Some(volume) => object_name(volume.names, &volume.prefix, &key.key).map(drop),
             None => Ok(()),
         }
@@ -94,7 +114,7 @@ impl OriginHandle {
     /// The counters of every store.
     #[must_use]
     pub fn stats(&self) -> Vec<StoreStats> {
-        self.shared.stores.iter().map(Lanes::stats).collect()
+        self.table().stores.iter().map(|lanes| lanes.stats()).collect()
     }
 
     /// Leaves a job in the queue at once.
@@ -104,13 +124,14 @@ impl OriginHandle {
         name: impl FnOnce(&Volume) -> Result<String, OriginError>,
         task: impl FnOnce(&Volume, Answer<T>) -> Task,
     ) -> Result<oneshot::Receiver<Result<T, OriginError>>, OriginError> {
-        let volume =
-            self.shared.volumes.get(volume).ok_or_else(|| {
-                OriginError::new(OriginErrorKind::Protocol, format!("no store for volume `{volume}`"))
-            })?;
+        let table = self.table();
+        let volume = table
+            .volumes
+            .get(volume)
+            .ok_or_else(|| OriginError::new(OriginErrorKind::Protocol, format!("no store for volume `{volume}`")))?;
         let (answer, answered) = oneshot::channel();
         let job = Job { name: name(volume)?, task: task(volume, answer) };
-        self.shared.stores[volume.store].send(job)?;
+        volume.store.send(job)?;
         Ok(answered)
     }
 }
@@ -136,16 +157,11 @@ impl Origin for OriginHandle {
 
 impl Lanes {
     pub(super) fn new(settings: &StoreSettings, senders: Vec<Sender<Job>>, counters: Arc<Counters>) -> Lanes {
-        let store = Arc::clone(&settings.name);
-        Lanes { store, names: settings.names, senders, next: AtomicUsize::new(0), counters }
+        Lanes { settings: settings.clone(), senders, next: AtomicUsize::new(0), counters }
     }
 
-    pub(super) fn names(&self) -> NameStyle {
-        self.names
-    }
-
-    pub(super) fn store(&self) -> &Arc<str> {
-        &self.store
+    pub(super) fn settings(&self) -> &StoreSettings {
+        &self.settings
     }
 
     /// Into the next thread's queue that has room.
@@ -164,12 +180,12 @@ impl Lanes {
             OriginErrorKind::Busy => "its queue is full: raise `limits.origin_queue` or `limits.origin_concurrency`",
             _ => "the origin pool stopped",
         };
-        Err(OriginError::new(kind, format!("store `{}`: {words}", self.store)))
+        Err(OriginError::new(kind, format!("store `{}`: {words}", self.settings.name)))
     }
 
     fn stats(&self) -> StoreStats {
         let queue_depth = self.senders.iter().map(Sender::depth).sum();
-        self.counters.snapshot(Arc::clone(&self.store), queue_depth)
+        self.counters.snapshot(Arc::clone(&self.settings.name), queue_depth)
     }
 }
 

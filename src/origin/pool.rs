@@ -2,16 +2,16 @@
 //!
 //! Every store has one bounded mailbox and a share of its concurrency on each thread (a *lane*), so a stalled store
 //! fills its own lanes and holds up nobody else. A lane takes a job only when it may run it: what waits, waits in the
-//! mailbox, whose bound is the store's queue. Started by boot; asked through `OriginHandle`; stops when dropped.
+//! mailbox, whose bound is the store's queue. Started by boot; asked through `OriginHandle`; stops when dropped. Stores and volumes
+//! may come and change while it runs: what was asked of a store before ends with the settings it began with.
 
-use std::collections::HashMap;
 use std::io;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
-use tokio::sync::{Semaphore, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
-use super::handle::{Lanes, OriginHandle, Volume};
+use super::handle::{Lanes, OriginHandle, Table, Volume};
 use super::job::Job;
 use super::retry::RetryBudget;
 use super::s3::{ClientError, S3Client, StoreShared};
@@ -51,8 +51,29 @@ pub enum StartError {
     Thread(#[from] io::Error),
 }
 
+/// A store that can't be used as it was told; what was told before still holds.
+#[derive(Debug)]
+pub struct Unusable {
+    /// The volume that lies there.
+    pub volume: Arc<str>,
+    /// Whether it is served from where it was before.
+    pub stays: Stays,
+    /// What is wrong with the store.
+    pub source: ClientError,
+}
+
+/// Whether a volume is served from where it was before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stays {
+    /// It is.
+    Yes,
+    /// It was nowhere.
+    No,
+}
+
 struct PoolThread {
-    stop: Option<oneshot::Sender<()>>,
+    /// Lanes for it to run; it ends when this is dropped.
+    lanes: Option<mpsc::UnboundedSender<Lane>>,
     join: Option<JoinHandle<()>>,
 }
 
@@ -73,25 +94,80 @@ impl OriginPool {
         volumes: &[VolumeSettings],
         threads: usize,
     ) -> Result<OriginPool, StartError> {
-        let threads = threads.max(1);
-        let mut thread_lanes: Vec<Vec<Lane>> = (0..threads).map(|_| Vec::new()).collect();
-        let mut store_lanes = Vec::with_capacity(stores.len());
-        for settings in stores {
-            let name = Arc::clone(&settings.name);
-            let failed = |source| StartError::Store { store: Arc::clone(&name), source };
-            store_lanes.push(lanes(settings, &mut thread_lanes).map_err(failed)?);
+        let threads = (0..threads.max(1)).map(PoolThread::spawn).collect::<io::Result<Vec<_>>>()?;
+        let pool = OriginPool { handle: OriginHandle::new(), threads };
+        let mut table = Table::default();
+        for settings in &stores {
+            let failed = |source| StartError::Store { store: Arc::clone(&settings.name), source };
+            table.stores.push(pool.lanes(settings).map_err(failed)?);
         }
-        let volumes = volumes.iter().map(|volume| Ok((Arc::clone(&volume.name), resolve(volume, &store_lanes)?)));
-        let volumes = volumes.collect::<Result<HashMap<_, _>, StartError>>()?;
-        let threads = thread_lanes.into_iter().enumerate().map(|(index, lanes)| PoolThread::spawn(index, lanes));
-        let threads = threads.collect::<io::Result<Vec<_>>>()?;
-        Ok(OriginPool { handle: OriginHandle::new(store_lanes, volumes), threads })
+        for volume in volumes {
+            let store = table.stores.iter().find(|lanes| *lanes.settings().name == *volume.store);
+            let store = store.ok_or_else(|| StartError::NoSuchStore {
+                volume: Arc::clone(&volume.name),
+                store: Arc::clone(&volume.store),
+            })?;
+            let placed = Volume::placed(volume, store);
+            table.volumes.insert(Arc::clone(&volume.name), placed);
+        }
+        pool.handle.replace(table);
+        Ok(pool)
+    }
+
+    /// From now on there are these volumes, each in its store, and no others. A volume whose store can't be used stays where it was, if it
+    /// was anywhere.
+    pub fn reconfigure(&self, volumes: &[(VolumeSettings, StoreSettings)]) -> Vec<Unusable> {
+        let before = self.handle.table();
+        let (mut table, mut unusable) = (Table::default(), Vec::new());
+        for (volume, settings) in volumes {
+            let known = table.stores.iter().chain(&before.stores).find(|lanes| lanes.settings() == settings);
+            let placed = match known.map_or_else(|| self.lanes(settings), |lanes| Ok(Arc::clone(lanes))) {
+                Ok(lanes) => Volume::placed(volume, &lanes),
+                Err(source) => {
+                    let placed = before.volumes.get(&volume.name);
+                    let stays = if placed.is_some() { Stays::Yes } else { Stays::No };
+                    unusable.push(Unusable { volume: Arc::clone(&volume.name), stays, source });
+                    let Some(placed) = placed else { continue };
+                    placed.clone()
+                }
+            };
+            if !table.stores.iter().any(|lanes| Arc::ptr_eq(lanes, &placed.store)) {
+                table.stores.push(Arc::clone(&placed.store));
+            }
+            table.volumes.insert(Arc::clone(&volume.name), placed);
+        }
+        self.handle.replace(table);
+        unusable
     }
 
     /// A way to ask; cheap to clone and to send to any thread.
     #[must_use]
     pub fn handle(&self) -> OriginHandle {
         self.handle.clone()
+    }
+
+    /// New lanes of one store, one on each thread.
+    fn lanes(&self, settings: &StoreSettings) -> Result<Arc<Lanes>, ClientError> {
+        let concurrency = settings.concurrency.div_ceil(self.threads.len()).max(1);
+        let queue_depth = settings.queue_depth.div_ceil(self.threads.len()).max(1);
+        let counters = Arc::new(Counters::default());
+        let shared = Arc::new(StoreShared {
+            signer: Signer::new(settings)?,
+            budget: RetryBudget::new(&settings.retry),
+            counters: Arc::clone(&counters),
+            settings: settings.clone(),
+        });
+        let mut senders = Vec::with_capacity(self.threads.len());
+        for thread in &self.threads {
+            let (sender, jobs) = mailbox(queue_depth);
+            let lane = Lane { client: Arc::new(S3Client::new(Arc::clone(&shared))?), jobs, concurrency };
+            // A thread that is gone takes none, and its mailbox is closed: the others serve.
+            if let Some(lanes) = &thread.lanes {
+                let _ = lanes.send(lane);
+            }
+            senders.push(sender);
+        }
+        Ok(Arc::new(Lanes::new(settings, senders, counters)))
     }
 
     /// Cuts all requests and ends the threads. Whoever waits gets `Unreachable`.
@@ -102,7 +178,7 @@ impl OriginPool {
 
 impl Drop for OriginPool {
     fn drop(&mut self) {
-        self.threads.iter_mut().for_each(|thread| drop(thread.stop.take()));
+        self.threads.iter_mut().for_each(|thread| drop(thread.lanes.take()));
         for join in self.threads.iter_mut().filter_map(|thread| thread.join.take()) {
             // A panic was printed by the thread itself; those who waited for it have been told.
             let _ = join.join();
@@ -110,46 +186,25 @@ impl Drop for OriginPool {
     }
 }
 
-/// The lanes of one store, one added to each thread.
-fn lanes(settings: StoreSettings, threads: &mut [Vec<Lane>]) -> Result<Lanes, ClientError> {
-    let concurrency = settings.concurrency.div_ceil(threads.len()).max(1);
-    let queue_depth = settings.queue_depth.div_ceil(threads.len()).max(1);
-    let counters = Arc::new(Counters::default());
-    let shared = Arc::new(StoreShared {
-        signer: Signer::new(&settings)?,
-        budget: RetryBudget::new(&settings.retry),
-        counters: Arc::clone(&counters),
-        settings,
-    });
-    let mut senders = Vec::with_capacity(threads.len());
-    for thread in threads {
-        let (sender, jobs) = mailbox(queue_depth);
-        senders.push(sender);
-        thread.push(Lane { client: Arc::new(S3Client::new(Arc::clone(&shared))?), jobs, concurrency });
+impl Volume {
+    fn placed(volume: &VolumeSettings, store: &Arc<Lanes>) -> Volume {
+        let (names, prefix) = (store.settings().names, volume.prefix.clone());
+        Volume { store: Arc::clone(store), names, prefix, block_bytes_max: volume.block_bytes_max }
     }
-    Ok(Lanes::new(&shared.settings, senders, counters))
-}
-
-fn resolve(volume: &VolumeSettings, stores: &[Lanes]) -> Result<Volume, StartError> {
-    let store = stores.iter().position(|lanes| **lanes.store() == *volume.store).ok_or_else(|| {
-        StartError::NoSuchStore { volume: Arc::clone(&volume.name), store: Arc::clone(&volume.store) }
-    })?;
-    let names = stores[store].names();
-    Ok(Volume { store, names, prefix: volume.prefix.clone(), block_bytes_max: volume.block_bytes_max })
 }
 
 impl PoolThread {
-    fn spawn(index: usize, lanes: Vec<Lane>) -> io::Result<PoolThread> {
+    fn spawn(index: usize) -> io::Result<PoolThread> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-        let (stop, stopped) = oneshot::channel::<()>();
+        let (lanes, mut lanes_to_run) = mpsc::unbounded_channel::<Lane>();
         let join = std::thread::Builder::new().name(format!("origin-{index}")).spawn(move || {
             runtime.block_on(async move {
-                lanes.into_iter().for_each(|lane| drop(tokio::spawn(lane.run())));
-                // The sender is dropped, never used: either way it is time to go.
-                let _ = stopped.await;
+                while let Some(lane) = lanes_to_run.recv().await {
+                    tokio::spawn(lane.run());
+                }
             });
         })?;
-        Ok(PoolThread { stop: Some(stop), join: Some(join) })
+        Ok(PoolThread { lanes: Some(lanes), join: Some(join) })
     }
 }
 

@@ -10,7 +10,7 @@ use super::credentials::CredentialSource;
 use super::name::NameStyle;
 
 /// One bucket of one S3 service.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreSettings {
     /// What volumes, errors and metrics call it.
     pub name: Arc<str>,

@@ -18,7 +18,14 @@ use crate::token::{Grant, PublicKeys, Refusal, Right};
 /// What a connection remembers: the header it sent last and what that opens.
 #[derive(Default)]
 pub struct ConnToken {
-    last: RefCell<Option<(HeaderValue, Rc<Grant>)>>,
+    last: RefCell<Option<LastToken>>,
+}
+
+struct LastToken {
+    header: HeaderValue,
+    grant: Rc<Grant>,
+    /// Of the keys that it was verified by.
+    epoch: u64,
 }
 
 /// One core's view of who may do what.
@@ -28,7 +35,14 @@ pub struct Auth {
 
 enum Rule {
     Anonymous,
-    Tokens { keys: Arc<PublicKeys>, remembered: Remembered },
+    Tokens(ByTokens),
+}
+
+struct ByTokens {
+    keys: RefCell<Arc<PublicKeys>>,
+    /// Grows when the keys change: what was verified by other keys is verified again.
+    epoch: Cell<u64>,
+    remembered: Remembered,
 }
 
 impl Auth {
@@ -41,7 +55,17 @@ impl Auth {
     /// Whoever has a token by one of `keys`; at most `tokens_max` are remembered.
     #[must_use]
     pub fn by_tokens(keys: Arc<PublicKeys>, tokens_max: usize) -> Auth {
-        Auth { rule: Rule::Tokens { keys, remembered: Remembered::new(tokens_max) } }
+        let (keys, remembered) = (RefCell::new(keys), Remembered::new(tokens_max));
+        Auth { rule: Rule::Tokens(ByTokens { keys, epoch: Cell::new(0), remembered }) }
+    }
+
+    /// From now on these keys count, and no others. Nothing changes where access is anonymous.
+    pub fn trust(&self, keys: &Arc<PublicKeys>) {
+        if let Rule::Tokens(tokens) = &self.rule {
+            tokens.keys.replace(Arc::clone(keys));
+            tokens.epoch.set(tokens.epoch.get() + 1);
+            tokens.remembered.forget();
+        }
     }
 
     /// The grant of this request at `now` (unix seconds); `None` where none is needed.
@@ -49,26 +73,28 @@ impl Auth {
     /// # Errors
     /// Why the token is not accepted.
     pub fn grant(&self, headers: &HeaderMap, conn: &ConnToken, now: u64) -> Result<Option<Rc<Grant>>, Refusal> {
-        let Rule::Tokens { keys, remembered } = &self.rule else { return Ok(None) };
+        let Rule::Tokens(ByTokens { keys, epoch, remembered }) = &self.rule else { return Ok(None) };
+        let epoch = epoch.get();
         let header = headers.get(AUTHORIZATION).ok_or(Refusal::Missing)?;
-        if let Some((last, grant)) = &*conn.last.borrow()
-            && last == header
+        if let Some(last) = &*conn.last.borrow()
+            && last.epoch == epoch
+            && last.header == header
         {
-            return Ok(Some(Rc::clone(grant)));
+            return Ok(Some(Rc::clone(&last.grant)));
         }
         let token = bearer(header)?;
         let hash: TokenHash = digest(&SHA256, token.as_bytes()).as_ref().try_into().expect("SHA-256 has 32 bytes");
         let grant = match remembered.find(&hash) {
             Some(grant) => grant,
             None => {
-                let grant = Rc::new(keys.verify(token, now)?);
+                let grant = Rc::new(keys.borrow().verify(token, now)?);
                 remembered.keep(hash, Rc::clone(&grant), now);
                 grant
             }
         };
         // A copy: a clone would keep the connection's read buffer alive.
         let copy = HeaderValue::from_bytes(header.as_bytes()).expect("it was a header's value");
-        conn.last.replace(Some((copy, Rc::clone(&grant))));
+        conn.last.replace(Some(LastToken { header: copy, grant: Rc::clone(&grant), epoch }));
         Ok(Some(grant))
     }
 }
@@ -101,6 +127,10 @@ struct Remembered {
 impl Remembered {
     fn new(count_max: usize) -> Remembered {
         Remembered { count_max, grants: RefCell::default(), next_stamp: Cell::new(0) }
+    }
+
+    fn forget(&self) {
+        self.grants.borrow_mut().clear();
     }
 
     fn find(&self, hash: &TokenHash) -> Option<Rc<Grant>> {
@@ -180,13 +210,36 @@ mod tests {
         for seconds in 60..80 {
             let headers = with_token("Bearer", &token(&signing, seconds));
             auth.grant(&headers, &ConnToken::default(), NOW).unwrap();
-            let Rule::Tokens { remembered, .. } = &auth.rule else { panic!("it goes by tokens") };
+            let Rule::Tokens(ByTokens { remembered, .. }) = &auth.rule else { panic!("it goes by tokens") };
             assert!(remembered.grants.borrow().len() <= 4);
             assert!(auth.grant(&headers, &ConnToken::default(), NOW).is_ok());
         }
         let (_, one) = setup(1);
-        let Rule::Tokens { remembered, .. } = &one.rule else { panic!("it goes by tokens") };
+        let Rule::Tokens(ByTokens { remembered, .. }) = &one.rule else { panic!("it goes by tokens") };
         assert_eq!(remembered.count_max, 1);
+    }
+
+    #[test]
+    fn a_key_that_ends_takes_what_was_remembered_along() {
+        let (signing, auth) = setup(8);
+        let (other, _) = setup(8);
+        let (conn, headers) = (ConnToken::default(), with_token("Bearer", &token(&signing, 60)));
+        assert!(auth.grant(&headers, &conn, NOW).is_ok());
+        let keys = |signing: &[&SigningKey]| {
+            let mut keys = PublicKeys::default();
+            for key in signing {
+                assert!(keys.add(key.id(), PublicKey::parse(key.public()).unwrap()));
+            }
+            Arc::new(keys)
+        };
+        auth.trust(&keys(&[&signing, &other]));
+        assert!(auth.grant(&headers, &conn, NOW).is_ok(), "rotated: the older key still verifies");
+        auth.trust(&keys(&[&other]));
+        for conn in [&conn, &ConnToken::default()] {
+            assert_eq!(auth.grant(&headers, conn, NOW), Err(Refusal::UnknownKey));
+        }
+        let headers = with_token("Bearer", &token(&other, 60));
+        assert!(auth.grant(&headers, &conn, NOW).is_ok());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! the next start finishes.
 
 use std::net::SocketAddr;
+use std::sync::mpsc::RecvTimeoutError;
 use std::sync::{Arc, mpsc};
 use std::time::Instant;
 
@@ -18,19 +19,21 @@ use tracing::{info, warn};
 use super::dispatch::{Dispatch, Routes};
 use super::drain::{self, Control, Event};
 use super::executor::{self, ExecutorOptions};
+use super::following::{Following, Sight};
 use super::handler::{Readiness, Stage};
 use super::node_core::{CoreDisks, CoreStart, Settled, core_main, seed};
 use super::node_file::{NodeSet, SetDisk};
 use super::origins;
 use super::ports::{Ports, write_ports_file};
 use super::preflight;
+use super::served::Served;
 use super::status::{DiskFacts, NO_SYNC, NodeFacts};
 use super::tls::TlsConfig;
 use super::topology::Topology;
 use crate::config::checked::Config;
 use crate::config::disk::DiskConfig;
 use crate::mailbox::{Sender, mailbox};
-use crate::origin::OriginHandle;
+use crate::origin::{OriginHandle, OriginPool};
 
 /// A shard of this node.
 pub type NodeShard = Shard<RingDisk, OriginHandle, RingRuntime>;
@@ -55,18 +58,27 @@ pub struct Node {
     pub facts: Arc<NodeFacts>,
     /// The way to the object stores.
     pub origin: OriginHandle,
+    /// What it serves at first.
+    pub served: Arc<Served>,
 }
 
 /// Runs a node until a signal stops it.
 ///
 /// # Errors
 /// What keeps the node from starting, with the fix; or a core that failed later.
-pub fn run(config: Config) -> anyhow::Result<()> {
+pub fn run(mut config: Config) -> anyhow::Result<()> {
     preflight::machine()?;
     let (events, event) = mpsc::channel();
     drain::listen_to_signals(events.clone())?;
     raise_file_limit(&config);
     let tls = TlsConfig::from_pem_files(&config.tls_certificate, &config.tls_key)?;
+    let mut following = match config.admin.clone() {
+        Some(link) => Some(Following::start(&config, &link, events.clone())?),
+        None => None,
+    };
+    if let Some(following) = &mut following {
+        following.fill_in(&mut config)?;
+    }
     let mut disks = NodeSet::claim(&config)?;
     for at in 0..disks.disks().len() {
         let disk = &disks.disks()[at];
@@ -79,13 +91,18 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     let ports = Ports::reserve(&config)?;
     format(&config, &mut disks)?;
     let pool = origins::start_pool(&config)?;
+    let served = match &mut following {
+        Some(following) => following.first(&pool)?,
+        None => Served::configured(config.volumes.iter().map(|volume| volume.shard.clone())),
+    };
     let node = Arc::new(Node {
         id: disks.node_id(),
         listen: ports.listen,
         shards: ports.shards.clone(),
         readiness: Arc::default(),
-        facts: Arc::new(facts(&config, &disks, &ports)),
+        facts: Arc::new(facts(&config, &disks, &ports, following.as_ref().map(Following::sight))),
         origin: pool.handle(),
+        served: Arc::new(served),
         config,
     });
     let (cores, settled) = start_cores(&node, &disks, &tls, &events)?;
@@ -100,17 +117,39 @@ pub fn run(config: Config) -> anyhow::Result<()> {
     }
     node.facts.disks.iter().filter_map(DiskFacts::capacity_warning).for_each(|warning| warn!("{warning}"));
     info!(listen = %node.listen, shards = node.shards.len(), cores = cores.len(), "serving");
-    let first = event.recv().context("nobody can end this node")?;
-    if let Event::CoreEnded(core) = first {
-        bail!("the executor of core {core} ended; acknowledged writes are on disk: start the node again");
-    }
+    wait_for_end(&event, following, &pool, &cores)?;
     drain::drain(&cores, &node.readiness, node.config.drain_deadline);
     pool.stop();
     info!("stopped");
     Ok(())
 }
 
-fn facts(config: &Config, disks: &NodeSet, ports: &Ports) -> NodeFacts {
+/// Does what the admin says until a signal ends the node.
+fn wait_for_end(
+    event: &mpsc::Receiver<Event>,
+    mut following: Option<Following>,
+    pool: &OriginPool,
+    cores: &[Sender<Control>],
+) -> anyhow::Result<()> {
+    loop {
+        let next = match following.as_ref().and_then(Following::wait) {
+            Some(wait) => event.recv_timeout(wait),
+            None => event.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match (next, &mut following) {
+            (Ok(Event::Signal), _) => return Ok(()),
+            (Ok(Event::CoreEnded(core)), _) => {
+                bail!("the executor of core {core} ended; acknowledged writes are on disk: start the node again")
+            }
+            (Ok(Event::News(document)), Some(following)) => following.apply(document, pool, cores),
+            (Err(RecvTimeoutError::Timeout), Some(following)) => following.try_apply(pool, cores),
+            (Ok(Event::News(_)) | Err(RecvTimeoutError::Timeout), None) => (),
+            (Err(RecvTimeoutError::Disconnected), _) => bail!("nobody can end this node"),
+        }
+    }
+}
+
+fn facts(config: &Config, disks: &NodeSet, ports: &Ports, following: Option<Arc<Sight>>) -> NodeFacts {
     let shard_ports: Vec<u16> = ports.shards.iter().map(SocketAddr::port).collect();
     let disk_facts = |(disk, configured): (&SetDisk, &DiskConfig)| DiskFacts {
         other_capacity: disk.other_capacity(configured, disks.shard_count()),
@@ -122,6 +161,7 @@ fn facts(config: &Config, disks: &NodeSet, ports: &Ports) -> NodeFacts {
         volumes: config.volumes.iter().map(|volume| volume.shard.name.to_string()).collect(),
         budget: config.budget,
         disks: disks.disks().iter().zip(&config.disks).map(disk_facts).collect(),
+        following,
     }
 }
 

@@ -4,15 +4,19 @@
 //! close its shards before every core has finished its requests. Each step has a bound; what is dirty after the last one
 //! is flushed after the next start (I3: it was acknowledged on disk). A second signal ends the process at once.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
 
+use forebay_shard::config::VolumeConfig;
+
 use crate::mailbox::Sender;
 use crate::proxy::handler::{Readiness, Stage};
+use crate::proxy::served::Served;
+use crate::routing::GroupRouting;
 
 /// How long shards may take to commit what is pending and write their checkpoints, beyond the drain's deadline.
 const CLOSE_BOUND: Duration = Duration::from_secs(20);
@@ -23,15 +27,21 @@ pub enum Control {
     Drain(mpsc::Sender<()>),
     /// Flush what is dirty, for at most this long.
     Flush(Duration, mpsc::Sender<()>),
+    /// Let the shards know these volumes.
+    Know(Arc<[VolumeConfig]>, mpsc::Sender<()>),
+    /// Serve this.
+    Serve(Arc<Served>, mpsc::Sender<()>),
     /// Close the shards and end.
     Close(mpsc::Sender<()>),
 }
 
-/// What ends the wait of the main thread.
+/// What the main thread waits for.
 #[derive(Debug, PartialEq, Eq)]
 pub enum Event {
     /// The first SIGTERM or SIGINT.
     Signal,
+    /// The admin says something new.
+    News(Arc<GroupRouting>),
     /// A core's executor ended by itself: a bug, or its ring failed.
     CoreEnded(usize),
 }
@@ -76,19 +86,21 @@ pub fn drain(cores: &[Sender<Control>], readiness: &Readiness, deadline: Duratio
 }
 
 /// Tells every core and waits for all of them, until `until` at the latest. Whether all were done.
-fn step(cores: &[Sender<Control>], until: Instant, control: impl Fn(mpsc::Sender<()>) -> Control) -> bool {
+pub(super) fn step(cores: &[Sender<Control>], until: Instant, control: impl Fn(mpsc::Sender<()>) -> Control) -> bool {
     let (done, dones) = mpsc::channel();
+    let mut all_told = true;
     for core in cores {
         // The box of a core that is gone refuses; then it is not waited for.
         if core.try_send(control(done.clone())).is_err() {
-            warn!("a core can't be told to stop");
+            warn!("a core can't be told anything");
+            all_told = false;
         }
     }
     drop(done);
     loop {
         match dones.recv_timeout(until.saturating_duration_since(Instant::now())) {
             Ok(()) => {}
-            Err(mpsc::RecvTimeoutError::Disconnected) => return true,
+            Err(mpsc::RecvTimeoutError::Disconnected) => return all_told,
             Err(mpsc::RecvTimeoutError::Timeout) => return false,
         }
     }
@@ -106,6 +118,7 @@ mod tests {
                 let (name, done) = match control {
                     Control::Drain(done) => ("drain", done),
                     Control::Flush(_, done) => ("flush", done),
+                    Control::Know(_, done) | Control::Serve(_, done) => ("news", done),
                     Control::Close(done) => ("close", done),
                 };
                 notes.send(name).expect("the test listens");

@@ -10,7 +10,7 @@ mod read;
 #[cfg(test)]
 mod tests;
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::rc::Rc;
@@ -39,8 +39,9 @@ use crate::proxy::promote::Promoter;
 use crate::proxy::put_body::{PutBudget, discard};
 use crate::proxy::request::{Route, decode_key};
 use crate::proxy::respond::{FOREBAY_HOPS, Failure, SERVER_TIMING, ShortText, X_REQUEST_ID, server_timing};
+use crate::proxy::served::{Served, ServedVolume};
 use crate::proxy::status::NodeFacts;
-use crate::token::Right;
+use crate::token::{Refusal, Right};
 
 /// Asks the origin's side whether the object of a key would have a lawful name.
 pub type KeyCheck = Box<dyn Fn(&BlockKey) -> Result<(), NameTooLong>>;
@@ -53,8 +54,8 @@ const DISCARD_BYTES_MAX: usize = 16 << 20;
 
 /// What a handler needs to know; the same on every core but for the counters.
 pub struct HandlerSettings {
-    /// The volumes.
-    pub volumes: Vec<VolumeConfig>,
+    /// What is served at first.
+    pub served: Arc<Served>,
     /// Who may ask.
     pub auth: Auth,
     /// What bodies of puts may hold on this core.
@@ -105,7 +106,7 @@ impl Readiness {
 /// One core's handler.
 pub struct Handler<B: Blocks> {
     blocks: B,
-    volumes: HashMap<Arc<str>, VolumeConfig>,
+    served: RefCell<Rc<CoreServed>>,
     auth: Auth,
     puts: Rc<PutBudget>,
     promoter: Promoter,
@@ -116,6 +117,12 @@ pub struct Handler<B: Blocks> {
     facts: Arc<NodeFacts>,
     topology: Bytes,
     readiness: Arc<Readiness>,
+}
+
+/// What this core serves.
+struct CoreServed {
+    volumes: HashMap<Arc<str>, Rc<ServedVolume>>,
+    all: Arc<Served>,
 }
 
 /// What one request gathers on its way.
@@ -131,12 +138,11 @@ impl<B: Blocks> Handler<B> {
     /// A handler of `blocks` that counts in `metrics`.
     #[must_use]
     pub fn new(blocks: B, settings: HandlerSettings, metrics: Rc<CoreMetrics>) -> Handler<B> {
-        let volumes = settings.volumes.into_iter().map(|volume| (Arc::clone(&volume.name), volume)).collect();
         let facts = &settings.facts;
         let tier_bytes = facts.budget.memory_tier_bytes / u64::from(facts.topology.shard_count.max(1));
         Handler {
             blocks,
-            volumes,
+            served: RefCell::new(CoreServed::new(settings.served)),
             auth: settings.auth,
             puts: PutBudget::new(settings.put_bytes_max, Rc::clone(&metrics)),
             promoter: Promoter::new(tier_bytes),
@@ -148,6 +154,14 @@ impl<B: Blocks> Handler<B> {
             facts: settings.facts,
             readiness: settings.readiness,
         }
+    }
+
+    /// Requests that come from now on see this.
+    pub fn serve(&self, served: &Arc<Served>) {
+        if let Some(keys) = &served.keys {
+            self.auth.trust(keys);
+        }
+        self.served.replace(CoreServed::new(Arc::clone(served)));
     }
 
     /// Answers one request; `remembered` is what its connection knows of its token. What is left of the body is the
@@ -198,19 +212,20 @@ impl<B: Blocks> Handler<B> {
                 if parts.uri.query().is_some() {
                     return Err(Failure::new(Problem::BadKey, "a ? in a key is written %3F"));
                 }
-                let key = self.block_key(volume, key)?;
+                let key = self.block_key(&volume.settings, key)?;
+                self.check_own(&key)?;
                 match method {
                     Method::GET => self.get(parts, &key, trace).await,
                     Method::HEAD => self.head(parts, &key, trace).await,
-                    Method::PUT => self.put(parts, body, key, volume, trace).await,
-                    _ => self.delete(&key, volume, trace).await,
+                    Method::PUT => self.put(parts, body, key, &volume, trace).await,
+                    _ => self.delete(&key, &volume, trace).await,
                 }
             }
             (Route::Order { volume, order }, &Method::POST) => {
                 let volume = self.admit(parts, volume, Right::ReadWrite, remembered)?;
                 let query = parts.uri.query().and_then(|query| query.strip_prefix("key="));
                 let encoded = query.ok_or_else(|| Failure::new(Problem::BadKey, "write ?key=… percent-encoded"))?;
-                self.order(order, &self.block_key(volume, encoded)?, trace).await
+                self.order(order, &self.block_key(&volume.settings, encoded)?, trace).await
             }
             (Route::Unknown, _) => Err(Failure::new(Problem::NoSuchPath, "see the README for the paths there are")),
             (_, &Method::GET | &Method::HEAD) if !matches!(route, Route::Order { .. }) => self.node(route).await,
@@ -226,17 +241,32 @@ impl<B: Blocks> Handler<B> {
         volume: &str,
         need: Right,
         remembered: &ConnToken,
-    ) -> Result<&VolumeConfig, Failure> {
+    ) -> Result<Rc<ServedVolume>, Failure> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let grant = self.auth.grant(&parts.headers, remembered, now)?;
         if let Some(grant) = &grant {
             grant.is_current(now)?;
         }
-        let found = self.volumes.get(volume).ok_or_else(|| {
-            Failure::new(Problem::UnknownVolume, "this node's volumes are named in its configuration")
-        })?;
+        let served = Rc::clone(&self.served.borrow());
+        let found = served.volumes.get(volume).ok_or_else(|| served.unknown(volume))?;
         auth::check(grant.as_deref(), volume, need, now)?;
-        Ok(found)
+        if let Some(grant) = &grant
+            && found.revoked.contains(&grant.claims().jti)
+        {
+            return Err(Refusal::Revoked.into());
+        }
+        Ok(Rc::clone(found))
+    }
+
+    /// Refuses a block that belongs to another member, if that is to be refused.
+    fn check_own(&self, key: &BlockKey) -> Result<(), Failure> {
+        match &self.served.borrow().all.strict {
+            Some(own) if !own.is_first(&key.volume, &key.key) => Err(Failure::new(
+                Problem::NotOwner,
+                "ask the member that the volume's routing ranks first for this key",
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// The key that `encoded` names, if its block could be stored.
@@ -270,6 +300,24 @@ impl<B: Blocks> Handler<B> {
 
     fn meter(&self, trace: &Trace) -> Meter {
         Meter { metrics: Rc::clone(&self.metrics), request_id: trace.request_id.clone() }
+    }
+}
+
+impl CoreServed {
+    fn new(all: Arc<Served>) -> Rc<CoreServed> {
+        let named = |volume: &ServedVolume| (Arc::clone(&volume.settings.name), Rc::new(volume.clone()));
+        Rc::new(CoreServed { volumes: all.volumes.iter().map(named).collect(), all })
+    }
+
+    /// What is said of a volume that is not served.
+    fn unknown(&self, volume: &str) -> Failure {
+        match (self.all.refused.get(volume), &self.all.keys) {
+            (Some(why), _) => Failure::new(Problem::UnknownVolume, why.clone()),
+            (None, Some(_)) => {
+                Failure::new(Problem::UnknownVolume, "the admin does not attach it to this node's group")
+            }
+            (None, None) => Failure::new(Problem::UnknownVolume, "this node's volumes are named in its configuration"),
+        }
     }
 }
 

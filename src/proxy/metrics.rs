@@ -87,7 +87,7 @@ impl Outcome {
 }
 
 /// Why tokens are refused, in order of their numbers.
-pub const REFUSALS: [(Refusal, &str); 8] = [
+pub const REFUSALS: [(Refusal, &str); 9] = [
     (Refusal::Missing, "missing"),
     (Refusal::Malformed, "malformed"),
     (Refusal::UnknownKey, "unknown-key"),
@@ -96,6 +96,7 @@ pub const REFUSALS: [(Refusal, &str); 8] = [
     (Refusal::NotYetValid, "not-yet-valid"),
     (Refusal::WrongVolume, "wrong-volume"),
     (Refusal::ReadOnly, "read-only"),
+    (Refusal::Revoked, "revoked"),
 ];
 
 /// Latencies in microseconds up to a minute, with two significant digits: 3 % at worst, about 11 KiB each.

@@ -154,17 +154,17 @@ pub(super) fn core_main(
         let _ended = ended;
         let starting = heartbeat.enter();
         let (outcome, parts) = match serve_core(&start, inbox, heartbeat).await {
-            Ok((dispatch, connections)) => {
+            Ok(Core { dispatch, connections, handler }) => {
                 let is_settled = dispatch.own_shards().all(|(_, shard)| shard.is_settled());
-                (Ok(if is_settled { Settled::Yes } else { Settled::No }), Some((dispatch, connections)))
+                (Ok(if is_settled { Settled::Yes } else { Settled::No }), Some((dispatch, connections, handler)))
             }
             Err(error) => (Err(error), None),
         };
         // The main thread may have given up on another core's failure.
         let _ = started.send((start.core, outcome));
         drop((started, starting));
-        if let Some((dispatch, connections)) = parts {
-            obey(controls, &dispatch, &connections).await;
+        if let Some((dispatch, connections, handler)) = parts {
+            obey(controls, &dispatch, &connections, &handler).await;
         }
     }
 }
@@ -181,12 +181,17 @@ impl Drop for Ended {
     }
 }
 
+/// What a core consists of.
+struct Core {
+    dispatch: Rc<NodeDispatch>,
+    connections: Rc<Connections>,
+    handler: Rc<NodeHandler>,
+}
+
+type NodeHandler = Handler<Rc<NodeDispatch>>;
+
 /// Opens the core's shards, answers other cores, listens.
-async fn serve_core(
-    start: &CoreStart,
-    inbox: Inbox,
-    heartbeat: Rc<Heartbeat>,
-) -> anyhow::Result<(Rc<NodeDispatch>, Rc<Connections>)> {
+async fn serve_core(start: &CoreStart, inbox: Inbox, heartbeat: Rc<Heartbeat>) -> anyhow::Result<Core> {
     let (node, config) = (&start.node, &start.node.config);
     let rings = start.disks.open(start.arena).await?;
     let runtime = RingRuntime::new(seed()?);
@@ -202,8 +207,9 @@ async fn serve_core(
     let dispatch = Dispatch::new(start.core, start.routes.clone(), shards, slabs);
     glommio::spawn_local(Rc::clone(&dispatch).serve(inbox, runtime, Rc::clone(&heartbeat))).detach();
     let connections = Connections::new(config.budget.connections_per_core, deadlines(config));
+    let handler = Rc::new(handler(start, &dispatch, &connections));
     let serving = Rc::new(Serving {
-        service: Rc::new(handler(start, &dispatch, &connections)),
+        service: Rc::clone(&handler),
         tls: start.tls.clone(),
         heads: HeadLimits { head_bytes_max: config.limits.header_bytes, headers_max: config.limits.header_count },
         http2_streams_max: config.limits.http2_streams,
@@ -217,19 +223,21 @@ async fn serve_core(
         let listener = Listener::bind(address).with_context(|| format!("listening on {address}"))?;
         listener::serve(listener, Rc::clone(&serving));
     }
-    Ok((dispatch, connections))
+    Ok(Core { dispatch, connections, handler })
 }
 
 /// What answers this core's requests.
-fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Connections>) -> Handler<Rc<NodeDispatch>> {
+fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Connections>) -> NodeHandler {
     let (node, config) = (&start.node, &start.node.config);
     let metrics = Rc::new(CoreMetrics::default());
     report::publish(start.core, Rc::clone(&metrics), Rc::clone(connections));
     let settings = HandlerSettings {
-        volumes: config.volumes.iter().map(|volume| volume.shard.clone()).collect(),
+        served: Arc::clone(&node.served),
         auth: match &config.auth {
             config::Auth::Tokens(keys) => Auth::by_tokens(Arc::clone(keys), config.limits.tokens),
-            config::Auth::AdminTokens => Auth::by_tokens(Arc::default(), config.limits.tokens),
+            config::Auth::AdminTokens => {
+                Auth::by_tokens(node.served.keys.clone().unwrap_or_default(), config.limits.tokens)
+            }
             config::Auth::Anonymous => Auth::anonymous(),
         },
         put_bytes_max: config.put_bytes_per_core(),
@@ -245,7 +253,12 @@ fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Conn
 }
 
 /// Does what the main thread says, until the end.
-async fn obey(mut controls: Receiver<Control>, dispatch: &NodeDispatch, connections: &Connections) {
+async fn obey(
+    mut controls: Receiver<Control>,
+    dispatch: &NodeDispatch,
+    connections: &Connections,
+    handler: &NodeHandler,
+) {
     while let Some(control) = controls.recv().await {
         // The main thread may have stopped waiting.
         match control {
@@ -258,6 +271,14 @@ async fn obey(mut controls: Receiver<Control>, dispatch: &NodeDispatch, connecti
                 for (shard, report) in dispatch.flush_own(deadline).await {
                     info!(shard, ?report, "flushed");
                 }
+                let _ = done.send(());
+            }
+            Control::Know(volumes, done) => {
+                dispatch.own_shards().for_each(|(_, shard)| shard.serve(&volumes));
+                let _ = done.send(());
+            }
+            Control::Serve(served, done) => {
+                handler.serve(&served);
                 let _ = done.send(());
             }
             Control::Close(done) => {

@@ -163,6 +163,7 @@ impl From<Refusal> for Failure {
             | Refusal::UnknownKey
             | Refusal::BadSignature
             | Refusal::Expired
+            | Refusal::Revoked
             | Refusal::NotYetValid => (Problem::Unauthorized, "Bearer realm=\"forebay\", error=\"invalid_token\""),
         };
         let header = Some((WWW_AUTHENTICATE, HeaderValue::from_static(challenge)));

@@ -3,6 +3,7 @@
 //! Gathered on demand by `handler/node`; `openmetrics` renders the same for machines. The figures that `forebay dev` shows
 //! (hits, misses, dirty, payload) stand at the top level.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use serde_json::{Value, json};
 use crate::config::budget::Budget;
 use crate::problem::Problem;
 use crate::proxy::blocks::Blocks;
+use crate::proxy::following::Sight;
 use crate::proxy::handler::Stage;
 use crate::proxy::metrics::{Outcome, Snapshot};
 use crate::proxy::node_file::OtherCapacity;
@@ -32,12 +34,14 @@ pub struct NodeFacts {
     pub topology: Topology,
     /// When it started.
     pub started: Instant,
-    /// The volumes' names.
+    /// The volumes' names, of a node without an admin.
     pub volumes: Vec<String>,
     /// The split of its memory.
     pub budget: Budget,
     /// The disks, in order.
     pub disks: Vec<DiskFacts>,
+    /// What the admin says, if there is one.
+    pub following: Option<Arc<Sight>>,
 }
 
 /// What does not change of a disk.
@@ -143,7 +147,8 @@ impl Status {
             "version": env!("CARGO_PKG_VERSION"),
             "state": self.stage_name(),
             "uptime_seconds": self.facts.started.elapsed().as_secs(),
-            "volumes": self.facts.volumes,
+            "volumes": self.volumes(),
+            "admin": self.admin_json(),
             "hits": self.hits(),
             "misses": self.misses(),
             "dirty_blocks": total.dirty_records,
@@ -175,6 +180,15 @@ impl Status {
             warnings.push(NO_SYNC.to_owned());
         }
         warnings.extend(self.facts.disks.iter().filter_map(DiskFacts::capacity_warning));
+        if let Some(sight) = &self.facts.following {
+            let applied = sight.applied();
+            warnings.extend(applied.warnings);
+            warnings
+                .extend(applied.refused.iter().map(|(volume, why)| format!("volume {volume} is not served: {why}")));
+            if let Some(error) = sight.health().error {
+                warnings.push(format!("the admin was not heard: {error}; what it said last goes on"));
+            }
+        }
         for (disk, stats) in self.disks() {
             if let Some(why) = &stats.away {
                 warnings.push(format!(
@@ -199,6 +213,36 @@ impl Status {
             Stage::Ready => "ready",
             Stage::Draining => "draining",
         }
+    }
+
+    /// The volumes that are served.
+    #[must_use]
+    pub fn volumes(&self) -> Vec<String> {
+        match &self.facts.following {
+            Some(sight) => sight.applied().volumes,
+            None => self.facts.volumes.clone(),
+        }
+    }
+
+    /// What the admin said last, when, and what became of it.
+    fn admin_json(&self) -> Value {
+        let Some(sight) = &self.facts.following else { return Value::Null };
+        let (health, applied) = (sight.health(), sight.applied());
+        let is_leaving = |volume: &str| !applied.volumes.iter().any(|served| served == volume);
+        let leaving = self.total.dirty_by_volume.iter().filter(|(volume, _)| is_leaving(volume));
+        json!({
+            "url": sight.link.url,
+            "group": sight.link.group,
+            "member": applied.member,
+            "revision": applied.revision,
+            "source": if health.heard.is_some() { "admin" } else { "cache" },
+            "heard_seconds_ago": health.heard.map(|heard| heard.elapsed().as_secs()),
+            "error": health.error,
+            "refused": applied.refused,
+            "leaving_dirty_blocks": leaving
+                .map(|(volume, dirty)| (volume.to_string(), (*dirty).into()))
+                .collect::<serde_json::Map<_, _>>(),
+        })
     }
 
     fn requests_json(&self) -> Value {

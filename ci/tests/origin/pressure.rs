@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use forebay::dev::s3_server::S3Server;
-use forebay::origin::{OriginPool, VolumeSettings};
+use forebay::origin::{OriginPool, Stays, VolumeSettings};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::{Origin, OriginErrorKind};
 use futures::StreamExt;
@@ -125,6 +125,43 @@ fn a_stopped_pool_answers_everybody() {
     pool.stop();
     assert_eq!(wait(running).unwrap_err().kind, OriginErrorKind::Unreachable);
     assert_eq!(wait(handle.head(&key("k"))).unwrap_err().kind, OriginErrorKind::Unreachable);
+}
+
+#[test]
+fn stores_and_volumes_come_and_change_while_a_pool_runs() {
+    let (root, other_root) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    let start = |root: &tempfile::TempDir| {
+        S3Server::start(root.path(), "127.0.0.1:0".parse().unwrap(), ACCESS_KEY, SECRET_KEY, BUCKET).unwrap()
+    };
+    let (first, second) = (start(&root), start(&other_root));
+    let volume = VolumeSettings { name: "v".into(), store: "s".into(), prefix: "p/".into(), block_bytes_max: 1 << 20 };
+    let pool = OriginPool::start(Vec::new(), &[], 2).unwrap();
+    let handle = pool.handle();
+    assert_eq!(wait(handle.head(&key("k"))).unwrap_err().kind, OriginErrorKind::Protocol, "there is no volume yet");
+
+    let here = (volume.clone(), settings(&first.endpoint()));
+    assert!(pool.reconfigure(std::slice::from_ref(&here)).is_empty());
+    wait(handle.store(&key("k"), store_of(b"x"))).unwrap();
+    let requests = || handle.stats()[0].stored_bytes;
+    assert_eq!(requests(), 1);
+    assert!(pool.reconfigure(std::slice::from_ref(&here)).is_empty());
+    assert_eq!(requests(), 1, "what did not change keeps its connections and counters");
+
+    // What was asked of the old place ends there.
+    let running = handle.head(&key("k"));
+    assert!(pool.reconfigure(&[(volume.clone(), settings(&second.endpoint()))]).is_empty());
+    assert!(wait(running).unwrap().is_some());
+    assert!(wait(handle.head(&key("k"))).unwrap().is_none(), "another store from now on");
+
+    let mut unusable = settings(&first.endpoint());
+    unusable.ca = Some("/nonexistent.pem".into());
+    let another = VolumeSettings { name: "w".into(), ..volume.clone() };
+    let refused = pool.reconfigure(&[(volume, unusable.clone()), (another, unusable)]);
+    let stays: Vec<_> = refused.iter().map(|refused| (&*refused.volume, refused.stays)).collect();
+    assert_eq!(stays, [("v", Stays::Yes), ("w", Stays::No)]);
+    assert!(wait(handle.head(&key("k"))).unwrap().is_none(), "still where it was");
+    assert!(pool.reconfigure(&[]).is_empty() && handle.stats().is_empty());
+    assert!(wait(handle.head(&key("k"))).is_err());
 }
 
 #[test]

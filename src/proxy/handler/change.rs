@@ -21,6 +21,7 @@ use crate::proxy::metrics::Outcome;
 use crate::proxy::put_body::receive;
 use crate::proxy::request::Order;
 use crate::proxy::respond::{FOREBAY_DURABILITY, Failure, durability_value, response};
+use crate::proxy::served::ServedVolume;
 
 /// When to come back if bodies take all the memory they may: about as long as one takes to arrive.
 const PUTS_RETRY: std::time::Duration = std::time::Duration::from_secs(1);
@@ -32,15 +33,15 @@ impl<B: Blocks> Handler<B> {
         parts: &Parts,
         body: &mut T,
         key: BlockKey,
-        volume: &VolumeConfig,
+        volume: &ServedVolume,
         trace: &mut Trace,
     ) -> Answer<B>
     where
         T: http_body::Body<Data = Bytes, Error: std::fmt::Display> + Unpin,
     {
-        writable(volume)?;
-        let len_bytes = content_length(&parts.headers, volume.block_bytes_max)?;
-        let durability = durability_asked(&parts.headers)?;
+        writable(&volume.settings)?;
+        let len_bytes = content_length(&parts.headers, volume.settings.block_bytes_max)?;
+        let durability = durability_asked(&parts.headers)?.max(volume.durability);
         let condition = put_condition(&parts.headers).map_err(|what| Failure::new(Problem::BadCondition, what))?;
         let expected = ContentDigest::of(&parts.headers).map_err(|what| Failure::new(Problem::BadDigest, what))?;
         let _admitted = self.puts.admit(u64::from(len_bytes)).ok_or_else(|| {
@@ -72,8 +73,8 @@ impl<B: Blocks> Handler<B> {
     }
 
     /// `DELETE /v1/volumes/{volume}/blocks/{key}`.
-    pub(super) async fn delete(&self, key: &BlockKey, volume: &VolumeConfig, trace: &mut Trace) -> Answer<B> {
-        writable(volume)?;
+    pub(super) async fn delete(&self, key: &BlockKey, volume: &ServedVolume, trace: &mut Trace) -> Answer<B> {
+        writable(&volume.settings)?;
         let routed = self.blocks.delete(key).await;
         trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Delete;

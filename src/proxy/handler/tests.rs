@@ -42,6 +42,7 @@ use crate::proxy::dispatch::{GotPinned, Routed};
 use crate::proxy::metrics::{CoreMetrics, Outcome};
 use crate::proxy::report::CoreReport;
 use crate::proxy::respond::{CACHE_STATUS, FOREBAY_DURABILITY, FOREBAY_HOPS, X_REQUEST_ID};
+use crate::proxy::served::Served;
 use crate::proxy::status::{DiskFacts, NodeFacts};
 use crate::proxy::topology::Topology;
 use crate::token::{PublicKey, PublicKeys, Right, SigningKey, generate_key};
@@ -227,7 +228,7 @@ impl Bench {
         let readiness = Arc::new(Readiness::default());
         readiness.set(Stage::Ready);
         let settings = HandlerSettings {
-            volumes: vec![volume("v", Access::ReadWrite), volume("fixed", Access::ReadOnly)],
+            served: Arc::new(Served::configured([volume("v", Access::ReadWrite), volume("fixed", Access::ReadOnly)])),
             auth: Auth::by_tokens(Arc::new(keys), 16),
             put_bytes_max: 8 << 20,
             access_one_in: 1,
@@ -247,6 +248,7 @@ impl Bench {
                     memory_tier_bytes: 64 << 20,
                 },
                 disks: vec![DiskFacts::new("/d".into(), "d".into(), SyncMode::Never)],
+                following: None,
             }),
             readiness,
         };

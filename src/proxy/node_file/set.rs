@@ -158,6 +158,7 @@ impl NodeSet {
         let back = config.volumes.iter().filter(|volume| volume.shard.write_mode == WriteMode::Back);
         let mut revised = Roster { disks: disks.collect(), ..self.roster.clone() };
         revised.written_back.extend(back.map(|volume| volume.shard.name.to_string()));
+        revised.written_back.extend(config.written_back.iter().cloned());
         if !revised.places_as(&self.roster) {
             revised.revision += 1;
             revised.settled = false;

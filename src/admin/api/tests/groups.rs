@@ -1,4 +1,7 @@
 //! What the members of a group are told: who may hear it, what is in it, and that every change that concerns them is heard.
+//!
+//! Part of the tests of `api`: over a real database, without a network.
+//! The same with real proxies is `ci/tests/routing.rs`.
 
 use super::*;
 use crate::routing::GroupRouting;

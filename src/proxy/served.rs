@@ -1,0 +1,70 @@
+//! What a node serves at one moment: its volumes, whose tokens open them, and which blocks are its own.
+//!
+//! Made by `boot` from the configuration, or by `following` from what the admin says; each core's handler has the last one and looks into
+//! nothing else. Plain `Send` data, handed over whole: a request sees one moment.
+
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+
+use forebay_shard::config::VolumeConfig;
+use forebay_shard::outcome::Durability;
+
+use crate::placement::{KeyHash, Member};
+use crate::token::PublicKeys;
+
+/// What a node serves.
+#[derive(Debug, Clone, Default)]
+pub struct Served {
+    /// The volumes.
+    pub volumes: Vec<ServedVolume>,
+    /// Volumes that others serve and this node does not, and why.
+    pub refused: BTreeMap<String, String>,
+    /// The keys whose tokens are good; `None`: as configured.
+    pub keys: Option<Arc<PublicKeys>>,
+    /// Whose blocks are refused; `None`: nobody's.
+    pub strict: Option<Own>,
+}
+
+/// One volume.
+#[derive(Debug, Clone)]
+pub struct ServedVolume {
+    /// As shards know it, but for its access.
+    pub settings: VolumeConfig,
+    /// What a put is promised that asks for nothing.
+    pub durability: Durability,
+    /// Ids of tokens that do not open it any more.
+    pub revoked: HashSet<String>,
+}
+
+/// The members that blocks are dealt to, and which of them this node is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Own {
+    /// In no order.
+    pub members: Vec<Member>,
+    /// This node's position; `None`: it is not among them.
+    pub at: Option<usize>,
+}
+
+impl ServedVolume {
+    /// A volume of a node without an admin.
+    #[must_use]
+    pub fn configured(settings: VolumeConfig) -> ServedVolume {
+        ServedVolume { settings, durability: Durability::Disk, revoked: HashSet::new() }
+    }
+}
+
+impl Served {
+    /// What a node without an admin serves, for good.
+    #[must_use]
+    pub fn configured(volumes: impl IntoIterator<Item = VolumeConfig>) -> Served {
+        Served { volumes: volumes.into_iter().map(ServedVolume::configured).collect(), ..Served::default() }
+    }
+}
+
+impl Own {
+    /// Whether this node is the first in rank for the block.
+    #[must_use]
+    pub fn is_first(&self, volume: &str, key: &str) -> bool {
+        self.at.is_some() && KeyHash::of(volume, key).first(&self.members) == self.at
+    }
+}
