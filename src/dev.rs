@@ -135,18 +135,19 @@ async fn start(options: &Options, stop: &Stop) -> anyhow::Result<Running> {
     existing::remember_origin(&layout, &bucket, &volumes)?;
     let deployment = deployment::prepare(&layout, &plan, &bucket, &volumes)?;
     let (links, relay) = relay(&plan, options.far_latency)?;
+    let probe = Probe::new(&layout)?;
     let mut admin = admin(&layout, &plan)?;
+    admin.wait_ready(&probe, stop).await?;
     let mut proxies = Vec::with_capacity(plan.proxies.len());
     for proxy in plan.proxies {
         let files = layout.proxy(proxy.index)?;
-        node_config::write(&layout, &proxy, &files, &bucket, &volumes, &deployment.public_key)?;
+        node_config::write(&layout, &proxy, &files, admin.url())?;
         let mut proxy = Proxy::new(proxy, &files);
         proxy.service.start()?;
         proxies.push(proxy);
     }
-    let probe = Probe::new(&layout)?;
-    for service in std::iter::once(&mut admin).chain(proxies.iter_mut().map(|proxy| &mut proxy.service)) {
-        service.wait_ready(&probe, stop).await?;
+    for proxy in &mut proxies {
+        proxy.service.wait_ready(&probe, stop).await?;
     }
     let requests = listen(&layout)?;
     let status = StatusLine::new();

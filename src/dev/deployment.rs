@@ -4,15 +4,16 @@
 //! to start (ports); what a person changed meanwhile stays. Tokens are issued anew, so they are always good for a week.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 
 use anyhow::{Context as _, bail};
 
 use super::ca::TLS_NAME;
 use super::keys;
 use super::layout::{Layout, Secrecy, write_whole};
-use super::node_config::{Bucket, Mode, PublicKey, STORE, Volume};
+use super::node_config::{Bucket, Mode, STORE, Volume};
 use super::plan::{FAR, NEAR, Plan};
-use crate::admin::keys::{Wish, ensure_key, issue, records};
+use crate::admin::keys::{Wish, ensure_key, issue};
 use crate::admin::registry::{
     Actor, Change, Guard, Listing, Record, RecordId, Registry, RegistryError, Versioned, looked,
 };
@@ -30,8 +31,6 @@ pub struct Deployment {
     pub token: String,
     /// May change everything in the admin; also in a file.
     pub operator_token: String,
-    /// The key that signed them.
-    pub public_key: PublicKey,
 }
 
 /// Brings the admin's database in `layout` to `plan`, and issues tokens.
@@ -53,12 +52,29 @@ pub fn prepare(layout: &Layout, plan: &Plan, bucket: &Bucket, volumes: &[Volume]
     }
     let right = |volume: &Volume| if volume.mode == Mode::ReadOnly { Right::Read } else { Right::ReadWrite };
     let opens = volumes.iter().map(|volume| (volume.name.clone(), right(volume))).collect();
-    let token = made.token("forebay dev", None, opens)?;
-    let operator_token = made.token("forebay dev operator", Some(Role::Operator), BTreeMap::new())?;
-    write_whole(&layout.token(), token.as_bytes(), Secrecy::Secret)?;
-    write_whole(&layout.operator_token(), operator_token.as_bytes(), Secrecy::Secret)?;
-    let key = looked(&registry, |view| records(view))?.pop().context("there is a key: it was ensured")?;
-    Ok(Deployment { token, operator_token, public_key: PublicKey { id: key.id, key: key.public } })
+    let wish = |subject: &str, role, group: Option<&str>, volumes| Wish {
+        subject: subject.to_owned(),
+        role,
+        group: group.map(str::to_owned),
+        volumes,
+        ttl_seconds: TOKEN_SECONDS,
+    };
+    let issue = |path: PathBuf, wish: Wish| {
+        let (_, token) = issue(&registry, &wish, &by)?;
+        write_whole(&path, token.as_bytes(), Secrecy::Secret)?;
+        anyhow::Ok(token)
+    };
+    for group in groups {
+        let wish = wish("forebay dev proxies", Some(Role::Proxy), Some(group), BTreeMap::new());
+        issue(layout.proxy_token(group), wish)?;
+    }
+    Ok(Deployment {
+        token: issue(layout.token(), wish("forebay dev", None, None, opens))?,
+        operator_token: issue(
+            layout.operator_token(),
+            wish("forebay dev operator", Some(Role::Operator), None, BTreeMap::new()),
+        )?,
+    })
 }
 
 /// Makes changes in one name.
@@ -199,11 +215,6 @@ impl Making<'_> {
             }
         }
         Ok(())
-    }
-
-    fn token(&self, subject: &str, role: Option<Role>, volumes: BTreeMap<String, Right>) -> anyhow::Result<String> {
-        let wish = Wish { subject: subject.to_owned(), role, group: None, volumes, ttl_seconds: TOKEN_SECONDS };
-        Ok(issue(self.registry, &wish, self.by)?.1)
     }
 }
 

@@ -29,6 +29,8 @@ pub struct ProxyFiles {
     pub disk: PathBuf,
     /// Where it writes which ports it bound, once it serves.
     pub ports: PathBuf,
+    /// Where it keeps what the admin said last.
+    pub known: PathBuf,
 }
 
 /// The files of the admin.
@@ -144,6 +146,12 @@ impl Layout {
         self.root.join("operator-token")
     }
 
+    /// The token by which the proxies of `group` ask the admin.
+    #[must_use]
+    pub fn proxy_token(&self, group: &str) -> PathBuf {
+        self.root.join(format!("keys/token-{group}"))
+    }
+
     /// The files of the admin.
     #[must_use]
     pub fn admin(&self) -> AdminFiles {
@@ -200,6 +208,7 @@ impl Layout {
             log: home.join("log"),
             disk,
             ports: home.join("ports.json"),
+            known: home.join("known"),
         })
     }
 

@@ -1,7 +1,7 @@
 //! Writes each proxy's `forebay.toml`: what a person would write, and nothing that is the default.
 //!
 //! Called by `dev.rs` before the proxies start. A test reads every file back through `config`, so the two can't drift.
-//! The file holds the keys of the built-in S3 server, so it is its owner's alone.
+//! No secret is in it: volumes, stores and keys come from the admin, credentials and tokens are named by their files.
 
 use std::path::{Path, PathBuf};
 
@@ -16,15 +16,6 @@ pub const DRAIN_SECONDS: u64 = 20;
 
 /// The name of the one store.
 pub const STORE: &str = "origin";
-
-/// A key whose tokens are good.
-#[derive(Debug, Clone, Serialize)]
-pub struct PublicKey {
-    /// The `kid` of what it signed.
-    pub id: String,
-    /// 32 bytes in base64url.
-    pub key: String,
-}
 
 /// The bucket behind the proxies.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,39 +65,35 @@ impl Mode {
     }
 }
 
-/// Writes the configuration of one proxy.
+/// Writes the configuration of one proxy, which follows the admin at `admin_url`.
 ///
 /// # Errors
 /// If the file can't be written.
-pub fn write(
-    layout: &Layout,
-    proxy: &ProxyPlan,
-    files: &ProxyFiles,
-    bucket: &Bucket,
-    volumes: &[Volume],
-    key: &PublicKey,
-) -> anyhow::Result<()> {
+pub fn write(layout: &Layout, proxy: &ProxyPlan, files: &ProxyFiles, admin_url: &str) -> anyhow::Result<()> {
     let written = Written {
         node: node(layout, proxy, files),
         disk: vec![Disk { path: &files.disk, capacity: mebibytes(proxy.disk_bytes) }],
-        store: vec![store(bucket)],
-        volume: volumes.iter().map(volume).collect(),
-        auth: Auth { public_keys: vec![key] },
+        admin: Admin {
+            url: admin_url,
+            ca: layout.ca_certificate(),
+            group: proxy.group,
+            member: proxy.name(),
+            token_file: layout.proxy_token(proxy.group),
+            directory: &files.known,
+        },
     };
     let text = format!(
         "# Written by `forebay dev` at each start: changes made here are lost.\n\n{}",
         toml::to_string(&written)?
     );
-    write_whole(&files.config, text.as_bytes(), Secrecy::Secret)
+    write_whole(&files.config, text.as_bytes(), Secrecy::Public)
 }
 
 #[derive(Serialize)]
 struct Written<'a> {
     node: Node<'a>,
     disk: Vec<Disk<'a>>,
-    store: Vec<Store<'a>>,
-    volume: Vec<WrittenVolume<'a>>,
-    auth: Auth<'a>,
+    admin: Admin<'a>,
 }
 
 #[derive(Serialize)]
@@ -131,33 +118,13 @@ struct Disk<'a> {
 }
 
 #[derive(Serialize)]
-struct Store<'a> {
-    name: &'a str,
-    endpoint: &'a str,
-    region: &'a str,
-    bucket: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    credentials: Option<Credentials<'a>>,
-}
-
-#[derive(Serialize)]
-struct Credentials<'a> {
-    access_key: &'a str,
-    secret_key: &'a str,
-}
-
-#[derive(Serialize)]
-struct WrittenVolume<'a> {
-    name: &'a str,
-    store: &'a str,
-    prefix: &'a str,
-    write: &'a str,
-    read_only: bool,
-}
-
-#[derive(Serialize)]
-struct Auth<'a> {
-    public_keys: Vec<&'a PublicKey>,
+struct Admin<'a> {
+    url: &'a str,
+    ca: PathBuf,
+    group: &'a str,
+    member: String,
+    token_file: PathBuf,
+    directory: &'a Path,
 }
 
 fn node<'a>(layout: &Layout, proxy: &'a ProxyPlan, files: &'a ProxyFiles) -> Node<'a> {
@@ -176,25 +143,6 @@ fn node<'a>(layout: &Layout, proxy: &'a ProxyPlan, files: &'a ProxyFiles) -> Nod
     }
 }
 
-fn store(bucket: &Bucket) -> Store<'_> {
-    let credentials = bucket.keys.as_ref().map(|(access_key, secret_key)| Credentials { access_key, secret_key });
-    Store { name: STORE, endpoint: &bucket.endpoint, region: &bucket.region, bucket: &bucket.name, credentials }
-}
-
-fn volume(volume: &Volume) -> WrittenVolume<'_> {
-    let write = match volume.mode {
-        Mode::WriteBack => "back",
-        Mode::WriteThrough | Mode::ReadOnly => "through",
-    };
-    WrittenVolume {
-        name: &volume.name,
-        store: STORE,
-        prefix: &volume.prefix,
-        write,
-        read_only: volume.mode == Mode::ReadOnly,
-    }
-}
-
 fn mebibytes(bytes: u64) -> String {
     format!("{}MiB", bytes >> 20)
 }
@@ -204,33 +152,22 @@ fn mebibytes(bytes: u64) -> String {
 mod tests {
     use super::*;
     use crate::config::{Overrides, load};
-    use crate::dev::{ca, demo_volumes, plan::Plan};
+    use crate::dev::{ca, plan::Plan};
 
     #[test]
     fn what_is_written_is_a_valid_configuration() {
         let directory = tempfile::tempdir_in(env!("CARGO_MANIFEST_DIR")).unwrap();
         let layout = Layout::create(directory.path()).unwrap();
         ca::prepare(&layout).unwrap();
-        let mut volumes = demo_volumes("a/");
-        volumes.push(Volume { name: "read".to_owned(), prefix: String::new(), mode: Mode::ReadOnly });
-        let pem = crate::token::generate_key().unwrap();
-        let key = crate::token::SigningKey::from_pem(&pem).unwrap();
-        let key = PublicKey { id: key.id().to_owned(), key: key.public().to_owned() };
-        let bucket = Bucket {
-            endpoint: "http://127.0.0.1:7400".to_owned(),
-            region: "eu-west-1".to_owned(),
-            name: "forebay-dev".to_owned(),
-            keys: Some(("access".to_owned(), "secret".to_owned())),
-        };
+        for group in ["near", "far"] {
+            write_whole(&layout.proxy_token(group), b"token", Secrecy::Secret).unwrap();
+        }
         for proxy in Plan::draw(&layout, 1, 1, 0).unwrap().proxies {
             let files = layout.proxy(proxy.index).unwrap();
-            write(&layout, &proxy, &files, &bucket, &volumes, &key).unwrap();
+            write(&layout, &proxy, &files, "https://127.0.0.1:7401").unwrap();
             let config = load(&files.config, Overrides::default()).unwrap();
             assert_eq!(config.effective.node.listen, proxy.listen);
-            assert_eq!(config.effective.volume.len(), 3);
-            let unknown = Bucket { keys: None, ..bucket.clone() };
-            write(&layout, &proxy, &files, &unknown, &volumes, &key).unwrap();
-            load(&files.config, Overrides::default()).unwrap();
+            assert_eq!(config.effective.admin.unwrap().group, proxy.group);
         }
     }
 }
