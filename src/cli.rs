@@ -1,12 +1,15 @@
 //! The command line: `forebay proxy`, `format`, `inspect`, `verify`, `dev`, `admin`, and what controls an admin: `store`, `volume`,
-//! `group`, `member`, `attach`, `detach`, `token`, `key`. Each subcommand, or family of them, has a file.
+//! `group`, `member`, `attach`, `detach`,
+//! `token`, `key`; and what a client does with a volume: `get`, `put`, `head`, `rm`, `ls`, `probe`, `check`.
 //!
-//! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration.
+//! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration; 3 and 4 see `data`.
 
 #[cfg(feature = "admin")]
 pub mod admin;
+pub mod client_file;
 #[cfg(feature = "admin")]
 pub mod control;
+pub mod data;
 #[cfg(feature = "dev")]
 pub mod dev;
 pub mod format;
@@ -20,6 +23,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::client::ClientError;
 use crate::config::ConfigError;
 
 /// A block-caching tier in front of object storage.
@@ -43,6 +47,20 @@ enum Command {
     /// Run an S3 server (or take an existing bucket) and proxies in front of it, on this machine, to try things out.
     #[cfg(feature = "dev")]
     Dev(dev::DevArgs),
+    /// Read a block of a volume.
+    Get(data::GetArgs),
+    /// Store a block in a volume.
+    Put(data::PutArgs),
+    /// Show length and ETag of a block.
+    Head(data::BlockArgs),
+    /// Delete a block.
+    Rm(data::BlockArgs),
+    /// List a volume's blocks, by your own credentials for its store.
+    Ls(data::ListArgs),
+    /// Show a volume's groups and members, how far they are, and which group is used.
+    Probe(data::show::ProbeArgs),
+    /// Go the whole way to a volume and say what does not work.
+    Check(data::check::CheckArgs),
     /// Make signing keys and access tokens.
     #[command(subcommand)]
     Token(token::TokenCommand),
@@ -95,6 +113,13 @@ pub fn run() -> ExitCode {
         Command::Verify(args) => verify::run(args),
         #[cfg(feature = "dev")]
         Command::Dev(args) => dev::run(args),
+        Command::Get(args) => data::get(args),
+        Command::Put(args) => data::put(args),
+        Command::Head(args) => data::head(args),
+        Command::Rm(args) => data::remove(args),
+        Command::Ls(args) => data::list(args),
+        Command::Probe(args) => data::show::probe(args),
+        Command::Check(args) => data::check::check(args),
         Command::Token(command) => token::run(command),
         #[cfg(feature = "admin")]
         Command::Admin(args) => admin::run(args),
@@ -118,7 +143,17 @@ pub fn run() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("forebay: {error:#}");
-            if error.is::<ConfigError>() { ExitCode::from(2) } else { ExitCode::FAILURE }
+            exit_code(&error)
         }
+    }
+}
+
+/// 2: usage or configuration. Of data commands, 3: there is no such block; 4: nobody can answer now. Else 1.
+fn exit_code(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<ClientError>() {
+        Some(ClientError::Absent) => ExitCode::from(3),
+        Some(ClientError::OwnerUnreachable(_) | ClientError::Unavailable(_)) => ExitCode::from(4),
+        _ if error.is::<ConfigError>() => ExitCode::from(2),
+        _ => ExitCode::FAILURE,
     }
 }

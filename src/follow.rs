@@ -189,7 +189,7 @@ impl<D: Document> Follower<D> {
     ) -> Result<Follower<D>, FollowError> {
         let mut reader = Reader { asking, cache, trust: Trust::new(pinned) };
         let mut health = Health::default();
-        let first = match reader.from_disk() {
+        let first = match reader.start_from_disk() {
             Some(document) => document,
             None => {
                 let asked = reader.ask(Duration::ZERO).await.and_then(|news| {
@@ -238,7 +238,7 @@ struct Reader<A, D> {
 }
 
 impl<A: Asking, D: Document> Reader<A, D> {
-    fn from_disk(&mut self) -> Option<Arc<D>> {
+    fn start_from_disk(&mut self) -> Option<Arc<D>> {
         let kept = self.cache.as_ref()?.read()?;
         match self.trust.accept(&kept, Origin::Disk) {
             Ok(document) => document,

@@ -23,6 +23,28 @@ pub struct Lease {
     pub lasts: Duration,
 }
 
+/// The header by which a member gives a lease, such as `members=4, lasts=5000`: milliseconds.
+pub const LEASE_HEADER: &str = "forebay-lease";
+/// The header by which a client says among how many members it chose.
+pub const SPREAD_HEADER: &str = "forebay-spread";
+
+impl Lease {
+    /// From the value of [`LEASE_HEADER`]; `None` if it is none.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Lease> {
+        let (members, lasts) = text.split_once(',')?;
+        let members = members.trim().strip_prefix("members=")?.parse().ok().filter(|members| *members >= 2)?;
+        let lasts = lasts.trim().strip_prefix("lasts=")?.parse().ok().map(Duration::from_millis)?;
+        Some(Lease { members, lasts })
+    }
+}
+
+impl std::fmt::Display for Lease {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "members={}, lasts={}", self.members, self.lasts.as_millis())
+    }
+}
+
 /// When a member gives leases.
 #[derive(Debug, Clone, Copy)]
 pub struct HeatConfig {
@@ -195,6 +217,18 @@ mod tests {
         assert_eq!(leases.spread(key(0), later), 1, "it has ended");
         leases.take(key(1), lease, later);
         assert_eq!(leases.spread(key(1), later), 4);
+    }
+
+    #[test]
+    fn a_lease_is_read_as_it_is_written() {
+        let lease = Lease { members: 25, lasts: Duration::from_secs(5) };
+        assert_eq!(
+            (lease.to_string().as_str(), Lease::parse(&lease.to_string())),
+            ("members=25, lasts=5000", Some(lease))
+        );
+        for bad in ["", "members=1, lasts=5", "members=4", "lasts=5, members=4", "members=x, lasts=5"] {
+            assert_eq!(Lease::parse(bad), None, "{bad}");
+        }
     }
 
     proptest! {

@@ -3,6 +3,8 @@
 //! The library behind the one binary. With `--no-default-features --features client` only what a client links is built.
 
 #[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "client")]
 pub mod follow;
 pub mod lease;
 pub mod placement;
@@ -23,7 +25,7 @@ pub mod dev;
 pub mod fuzz;
 #[cfg(feature = "server")]
 pub mod mailbox;
-#[cfg(feature = "server")]
+#[cfg(feature = "client")]
 pub mod origin;
 #[cfg(feature = "server")]
 pub mod proxy;

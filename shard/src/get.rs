@@ -145,8 +145,9 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             return Headed::Declined(self.decline(DeclinedReason::Unsettled));
         }
         match self.known(key, identity).await {
-            Ok(Known::Block { len_bytes, etag, .. }) => {
-                Headed::Found(BlockMeta { len_bytes: u64::from(len_bytes), etag, source: MetaSource::Cache })
+            Ok(Known::Block { len_bytes, etag, state }) => {
+                let source = if state == EntryState::Dirty { MetaSource::Dirty } else { MetaSource::Cache };
+                Headed::Found(BlockMeta { len_bytes: u64::from(len_bytes), etag, source })
             }
             Ok(Known::Tombstone) => Headed::Absent,
             Ok(Known::Lost(_)) => Headed::Lost,

@@ -63,6 +63,8 @@ pub struct BlockMeta {
 pub enum MetaSource {
     /// This shard holds the block.
     Cache,
+    /// This shard holds it, and the origin does not yet.
+    Dirty,
     /// The origin was asked; nothing was filled.
     Origin,
 }

@@ -5,9 +5,12 @@
 //! Source of full jitter: Brooker, "Exponential Backoff And Jitter", AWS Architecture Blog, 2015.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+#[cfg(any(test, feature = "server"))]
 use std::time::Duration;
 
+#[cfg(any(test, feature = "server"))]
 use rand::rngs::SmallRng;
+#[cfg(any(test, feature = "server"))]
 use rand::{Rng, SeedableRng};
 
 use super::settings::RetrySettings;
@@ -46,6 +49,7 @@ impl RetryBudget {
 }
 
 /// The pause before retry number `retry` (0-based): random below base × 2^retry, at least what the store asked for.
+#[cfg(any(test, feature = "server"))]
 #[must_use]
 pub fn pause(settings: &RetrySettings, retry: u32, retry_after: Option<Duration>) -> Duration {
     let bound = settings.pause_base.saturating_mul(1u32.checked_shl(retry).unwrap_or(u32::MAX)).min(settings.pause_max);

@@ -31,7 +31,7 @@ pub enum Verb {
     Put,
     /// Delete.
     Delete,
-    /// List at most one key: the check at start.
+    /// List at most one key: the proxies' check at start.
     List,
 }
 
@@ -101,6 +101,21 @@ impl Signer {
                 signed(list, headers)
             }
         }
+    }
+
+    /// The signed URL of a list: objects under `prefix`, from where the last answer left off.
+    pub fn list_url(&self, prefix: &str, count_max: u32, continuation: Option<&str>) -> Url {
+        let loaded = self.loaded();
+        let mut list = GetObject::new(&self.bucket, Some(&loaded.credentials), "");
+        let count_max = count_max.to_string();
+        list.query_mut().insert("list-type", "2");
+        list.query_mut().insert("max-keys", count_max.as_str());
+        list.query_mut().insert("prefix", prefix);
+        list.query_mut().insert("encoding-type", "url");
+        if let Some(continuation) = continuation {
+            list.query_mut().insert("continuation-token", continuation);
+        }
+        list.sign(SIGNATURE_LIFETIME)
     }
 
     /// Enough of the access key to recognise it.

@@ -46,6 +46,8 @@ pub enum Source {
     Disk,
     /// A HEAD that this node could answer alone.
     Cache,
+    /// A HEAD of a block that the origin does not have yet: clients ask for it before they believe that there is none.
+    Dirty,
     /// A fill.
     Fill(FillRole),
     /// The origin was asked and nothing was stored.
@@ -58,6 +60,7 @@ impl Source {
             Source::Memory => "forebay; hit; detail=memory",
             Source::Disk => "forebay; hit; detail=disk",
             Source::Cache => "forebay; hit",
+            Source::Dirty => "forebay; hit; detail=dirty",
             Source::Fill(FillRole::Began) => "forebay; fwd=miss; stored",
             Source::Fill(FillRole::Joined) => "forebay; fwd=miss; collapsed",
             Source::Origin => "forebay; fwd=miss",

@@ -10,10 +10,10 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use reqwest::header::{ETAG, IF_MATCH};
 use reqwest::{Certificate, Method, RequestBuilder, StatusCode, Url};
-use serde::Deserialize;
 use serde_json::Value;
 
-use crate::config::{ConfigError, parse_as};
+use crate::cli::client_file::ClientFile;
+use crate::config::ConfigError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Longer than the longest wait for a change.
@@ -31,15 +31,6 @@ pub struct Connection {
     token_file: Option<PathBuf>,
     /// PEM file of the certificate authority to trust, instead of the system's.
     #[arg(long, env = "FOREBAY_CA", value_name = "FILE", global = true)]
-    ca: Option<PathBuf>,
-}
-
-/// `client.toml`
-#[derive(Debug, Default, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct ClientFile {
-    admin: Option<String>,
-    token_file: Option<PathBuf>,
     ca: Option<PathBuf>,
 }
 
@@ -66,7 +57,7 @@ impl Client {
     /// # Errors
     /// A setting is missing or can't be read: a [`ConfigError`] that names it.
     pub fn new(connection: &Connection) -> anyhow::Result<Client> {
-        let file = client_file()?;
+        let file = ClientFile::read()?;
         let admin = connection.admin.clone().or(file.admin);
         let admin = admin
             .ok_or_else(|| ConfigError::new("--admin", "is missing: give the admin's URL, or set FOREBAY_ADMIN"))?;
@@ -175,18 +166,6 @@ fn json(body: &[u8]) -> anyhow::Result<Value> {
         return Ok(Value::Null);
     }
     serde_json::from_slice(body).context("the admin's answer is no JSON")
-}
-
-fn client_file() -> anyhow::Result<ClientFile> {
-    let Some(home) = std::env::var_os("HOME") else { return Ok(ClientFile::default()) };
-    let path = Path::new(&home).join(".config/forebay/client.toml");
-    match std::fs::read_to_string(&path) {
-        Ok(text) => {
-            Ok(parse_as(&text).map_err(|error| ConfigError::new(path.display().to_string(), error.to_string()))?)
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(ClientFile::default()),
-        Err(error) => Err(error).with_context(|| path.display().to_string()),
-    }
 }
 
 /// The token from the environment, else from a file.

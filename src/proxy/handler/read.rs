@@ -81,6 +81,7 @@ impl<B: Blocks> Handler<B> {
         };
         let source = match meta.source {
             MetaSource::Cache => Source::Cache,
+            MetaSource::Dirty => Source::Dirty,
             MetaSource::Origin => Source::Origin,
         };
         let head = BlockHead { etag: meta.etag, len_bytes: meta.len_bytes, source };
