@@ -86,24 +86,24 @@ impl Client {
             return self.replace(own).await;
         }
         match self.rng.random_range(0..100) {
-            0..20 => self.read(reader, any).await,
-            20..24 => self.read_at_once(reader, any).await,
-            24..30 => self.read_range(reader, any).await,
-            30..35 => self.give_up_a_read(reader, any).await,
-            35..39 => self.head(any).await,
-            39..43 => self.purge(any).await,
-            43..65 => self.put(own).await,
-            65..68 => self.give_up_a_put(own).await,
-            68..76 => self.delete(own).await,
-            76..80 => self.replace(own).await,
-            80..82 => self.flush().await,
-            82..83 => self.others_store(any),
+            0..17 => self.read(reader, any).await,
+            17..21 => self.read_at_once(reader, any).await,
+            21..27 => self.read_range(reader, any).await,
+            27..32 => self.give_up_a_read(reader, any).await,
+            32..36 => self.head(any).await,
+            36..40 => self.purge(any).await,
+            40..62 => self.put(own).await,
+            62..65 => self.give_up_a_put(own).await,
+            65..73 => self.delete(own).await,
+            73..77 => self.replace(own).await,
+            77..79 => self.flush().await,
+            79..80 => self.others_store(any),
+            80..82 => self.pin().await,
+            82..83 => self.unpin(any).await,
             83..86 if self.shared.plan.disk == DiskMode::Lying => {
                 self.note(any, "get, slow, while the disk rots", 0);
                 reader.outlast_rot(&self.shared.plan.universe, any, &self.disk).await;
             }
-            83..87 => self.pin().await,
-            87..88 => self.unpin(any).await,
             _ => self.press(reader).await,
         }
     }

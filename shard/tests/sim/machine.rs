@@ -10,8 +10,10 @@ use forebay_shard::key::IdentityKey;
 use forebay_shard::shard::{RecoveryReport, Shard};
 use forebay_shard::sim_origin::SimOrigin;
 use forebay_shard::store::NodeIdentity;
-use forebay_shard::store::inspect::report::Cost;
+use forebay_shard::store::inspect::report::{Cost, Part};
 use forebay_shard::store::inspect::verify::verify;
+
+use super::plan::DiskMode;
 
 /// The real shard on the simulated machine.
 pub type SimShard = Shard<SimDisk, SimOrigin<SimRuntime>, SimRuntime>;
@@ -63,13 +65,20 @@ impl Machine {
         }))
     }
 
-    /// What `verify` says of the stopped machine's disk: the acknowledged data that it takes for lost. It walks journal and
-    /// checkpoint by code of its own, and must agree with recovery.
-    pub fn verify(&self) -> Vec<String> {
+    /// What `verify` says of the stopped machine's disk: the acknowledged data that it takes for lost, and on an honest disk every
+    /// block whose bytes are not its own. It walks journal and checkpoint by code of its own, and must agree with recovery.
+    pub fn verify(&self, disk_mode: DiskMode) -> Vec<String> {
         let (disk, runtime) = (self.world.disk(), self.world.runtime());
         let report = self.world.block_on(verify(disk, &runtime, 0, Some(&identity()), &mut |_| {}));
-        let findings = report.parts.iter().flat_map(|part| &part.findings);
-        findings.filter(|finding| finding.cost == Cost::Data).map(|finding| finding.what.clone()).collect()
+        let is_bad = |part: Part, cost: Cost| match (disk_mode, part) {
+            (DiskMode::Honest, Part::Records) => cost >= Cost::Cache,
+            _ => cost == Cost::Data,
+        };
+        let findings = report.parts.iter().flat_map(|part| part.findings.iter().map(|finding| (part.part, finding)));
+        findings
+            .filter(|(part, finding)| is_bad(*part, finding.cost))
+            .map(|(_, finding)| finding.what.clone())
+            .collect()
     }
 
     /// Cuts the power.

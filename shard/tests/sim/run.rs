@@ -313,8 +313,8 @@ impl Director {
             // No order is left over from the life before.
             self.machine.world.crash_at(u64::MAX);
             if !is_lying && self.rng.random_range(0..4) == 0 {
-                let lost = self.machine.verify();
-                assert!(lost.is_empty(), "verify takes acknowledged data for lost: {lost:?}");
+                let broken = self.machine.verify(self.shared.plan.disk);
+                assert!(broken.is_empty(), "verify finds broken what must be whole: {broken:?}");
                 self.coverage.one("a stopped disk verified");
             }
             if !is_lying && self.rng.random_range(0..3) == 0 {
