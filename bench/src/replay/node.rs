@@ -30,12 +30,12 @@ use futures::channel::mpsc;
 use super::policies::{Name, Tally};
 use super::trace::{Request, Source};
 
-/// The memory tier's part of the node's bytes: one in so many.
-const MEMORY_DIVISOR: u64 = 20;
-/// Regions are as large as leaves about this many of them.
-const REGIONS: u64 = 192;
+/// The memory tier's part of the node's bytes: one in so many, as with 16 GiB of it before 1 TiB of disk.
+const MEMORY_DIVISOR: u64 = 64;
+/// Regions are as large as leaves about this many of them: a real disk has thousands, and a few dozen make steps of everything.
+const REGIONS: u64 = 1024;
 /// A region holds at least this many of the largest blocks, so that footers are a small part of it.
-const BLOCKS_PER_REGION: u64 = 32;
+const BLOCKS_PER_REGION: u64 = 64;
 /// And at most so many, as by default (64 MiB regions, a mean block of 64 KiB): free regions and those being filled are then a
 /// small part of a disk.
 const BLOCKS_PER_REGION_MAX: u64 = 1024;
