@@ -20,6 +20,8 @@ mod handle;
 mod job;
 mod name;
 #[cfg(feature = "server")]
+mod peers;
+#[cfg(feature = "server")]
 mod pool;
 pub(crate) mod retry;
 #[cfg(feature = "server")]
@@ -37,6 +39,8 @@ pub use credentials::{CredentialError, CredentialSource, Keys};
 #[cfg(feature = "server")]
 pub use handle::OriginHandle;
 pub use name::{NameStyle, NameTooLong, object_name};
+#[cfg(feature = "server")]
+pub use peers::{FOREBAY_PEER, PeerAnswer, PeerAsk, PeerHandle, PeerSilent};
 #[cfg(feature = "server")]
 pub use pool::{OriginPool, StartError, Stays, Unusable};
 #[cfg(feature = "server")]

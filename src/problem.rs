@@ -98,6 +98,8 @@ problems! {
     QueueFull = SERVICE_UNAVAILABLE, "queue-full", "The node is overloaded";
     /// The node is stopping.
     Stopping = SERVICE_UNAVAILABLE, "stopping", "The node is stopping";
+    /// The member that may hold the block as nobody else does can't be asked.
+    OwnerUnreachable = SERVICE_UNAVAILABLE, "owner-unreachable", "The member that holds the block can't be reached";
     /// The node refuses what belongs to another member of its group.
     NotOwner = MISDIRECTED_REQUEST, "not-owner", "Another member of the group has this block";
     /// Not ready to serve.

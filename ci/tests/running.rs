@@ -15,8 +15,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use forebay::admin::keys::current;
-use forebay::admin::registry::looked;
+use forebay::admin::registry::{Listing, Record, looked};
 use forebay::admin::sqlite::Sqlite;
+use forebay::placement::{KeyHash, Member};
+use forebay::resource::MemberState;
 use forebay::token::SigningKey;
 use reqwest::{Certificate, Client};
 use rustix::process::{Pid, Signal, kill_process};
@@ -132,6 +134,8 @@ pub struct Running {
     pub directory: PathBuf,
     pub summary: Summary,
     pub client: Client,
+    /// What the group near is ranked by, in the order of its proxies.
+    near: Vec<Member>,
     keys: (String, String),
 }
 
@@ -191,7 +195,8 @@ impl Running {
             "" => (from_environment("AWS_ACCESS_KEY_ID"), from_environment("AWS_SECRET_ACCESS_KEY")),
             access_key => (access_key.to_owned(), summary.s3.secret_key.clone()),
         };
-        Running { child, directory: directory.path.clone(), summary, client, keys }
+        let near = near_members(&directory.path.join("admin"));
+        Running { child, directory: directory.path.clone(), summary, client, near, keys }
     }
 
     /// The keys of a bucket that the test brought along.
@@ -208,6 +213,11 @@ impl Running {
     /// The volume whose name ends so.
     pub fn volume(&self, mode: &str) -> &VolumeSummary {
         self.summary.volumes.iter().find(|volume| volume.mode == mode).unwrap()
+    }
+
+    /// The proxy of the group near that is the first in rank for a key.
+    pub fn first_in_rank(&self, volume: &str, key: &str) -> usize {
+        KeyHash::of(volume, key).first(&self.near).unwrap()
     }
 
     /// The key of this run's admin.
@@ -306,6 +316,24 @@ impl Drop for Running {
         }
         let _ = fs::remove_file(self.directory.with_extension("out"));
     }
+}
+
+/// The members of the group near that are up, as the admin in `directory` ranks them.
+fn near_members(directory: &Path) -> Vec<Member> {
+    let registry = Sqlite::open(directory).unwrap();
+    let listed = looked(&registry, |view| view.list(&Listing::Members("near".to_owned()))).unwrap();
+    let mut members: Vec<_> = listed
+        .into_iter()
+        .filter_map(|listed| match listed.record {
+            Record::Member(member) if member.state == MemberState::Up => Some(member),
+            _ => None,
+        })
+        .collect();
+    members.sort_by_key(|member| member.name.strip_prefix("proxy-").unwrap().parse::<usize>().unwrap());
+    members
+        .iter()
+        .map(|member| Member { id: member.id.as_ref().unwrap().parse().unwrap(), weight: member.weight })
+        .collect()
 }
 
 fn new_client(summary: &Summary) -> Client {

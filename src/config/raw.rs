@@ -242,8 +242,8 @@ pub struct RawAdmin {
     /// The URL of the admin that this node learns its stores, volumes and keys from, and follows while it runs. With this section the
     /// file has no `[[store]]`, no `[[volume]]` and no `auth.public_keys`. Required.
     pub url: String,
-    /// PEM file of a certificate authority to trust beside the system's, for the admin and the other members of the group.
-    /// Default: none.
+    /// PEM file of a certificate authority to trust instead of the system's, for the admin and the other members of the group.
+    /// Default: the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca: Option<PathBuf>,
     /// The group that this node serves in. Required.

@@ -33,7 +33,7 @@ use super::topology::Topology;
 use crate::config::checked::Config;
 use crate::config::disk::DiskConfig;
 use crate::mailbox::{Sender, mailbox};
-use crate::origin::{OriginHandle, OriginPool};
+use crate::origin::{OriginHandle, OriginPool, PeerHandle};
 
 /// A shard of this node.
 pub type NodeShard = Shard<RingDisk, OriginHandle, RingRuntime>;
@@ -58,6 +58,8 @@ pub struct Node {
     pub facts: Arc<NodeFacts>,
     /// The way to the object stores.
     pub origin: OriginHandle,
+    /// The way to other members; `None`: it follows no admin.
+    pub peers: Option<PeerHandle>,
     /// What it serves at first.
     pub served: Arc<Served>,
 }
@@ -95,6 +97,10 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         Some(following) => following.first(&pool)?,
         None => Served::configured(config.volumes.iter().map(|volume| volume.shard.clone())),
     };
+    let peers = match &config.admin {
+        Some(link) => Some(PeerHandle::start(link.ca.as_deref()).context("a thread for other members")?),
+        None => None,
+    };
     let node = Arc::new(Node {
         id: disks.node_id(),
         listen: ports.listen,
@@ -102,6 +108,7 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         readiness: Arc::default(),
         facts: Arc::new(facts(&config, &disks, &ports, following.as_ref().map(Following::sight))),
         origin: pool.handle(),
+        peers,
         served: Arc::new(served),
         config,
     });

@@ -17,7 +17,7 @@ use tracing::{error, info, warn};
 use super::drain::{self, Control, Event};
 use super::known::KnownVolumes;
 use super::origins;
-use super::served::{Own, Served, ServedVolume};
+use super::served::{Home, HomeMember, Own, Served, ServedVolume};
 use crate::config::admin::{AdminLink, Ownership, TOKEN_VARIABLE, TokenPlace};
 use crate::config::checked::Config;
 use crate::config::stores::Volume;
@@ -27,7 +27,7 @@ use crate::follow::{Document, FollowSettings, Follower, Health};
 use crate::mailbox::Sender;
 use crate::origin::{OriginPool, Stays};
 use crate::resource::{self, MemberState, Revision, VolumeKind};
-use crate::routing::{GroupRouting, GroupStore, GroupVolume, RoutedKey};
+use crate::routing::{GroupRouting, GroupStore, GroupVolume, RoutedKey, RoutedMember};
 use crate::token::{PublicKey, PublicKeys, Refusal};
 
 /// For the first word of an admin that a node without a copy on disk must hear.
@@ -244,7 +244,7 @@ impl Following {
                 refused.entry(name.clone()).or_insert(why);
             }
             if !refused.contains_key(name) {
-                volumes.push(served_volume(told));
+                volumes.push(ServedVolume { home: home(document, &told.volume, &self.link), ..served_volume(told) });
             }
         }
         // Only what is told is refused; what left has nobody to tell.
@@ -375,8 +375,36 @@ fn served_volume(told: &GroupVolume) -> ServedVolume {
             Some(resource::Durability::Origin) => Durability::Origin,
             _ => Durability::Disk,
         },
+        home: None,
         revoked: told.revoked.iter().cloned().collect(),
     }
+}
+
+/// Who may hold dirty blocks of a volume, unless it is this node alone. A volume without a home group is at home in each.
+fn home(document: &GroupRouting, volume: &resource::Volume, link: &AdminLink) -> Option<Arc<Home>> {
+    if volume.write != resource::WriteMode::Back {
+        return None;
+    }
+    let name = volume.home_group.as_ref().unwrap_or(&document.group);
+    let group = document.group(name)?;
+    let own = document.member(&link.member).filter(|_| *name == document.group).and_then(|member| member.ranked());
+    let own = own.map(|member| member.id);
+    let member = |routed: &RoutedMember| {
+        Some(HomeMember {
+            id: routed.ranked()?.id,
+            name: routed.name.clone(),
+            address: routed.address.clone(),
+            tls_name: routed.tls_name.clone(),
+            may_hold: routed.state != MemberState::Joining,
+        })
+    };
+    let members: Vec<HomeMember> = group.members.iter().filter_map(member).collect();
+    if members.iter().all(|member| Some(member.id) == own) {
+        return None;
+    }
+    let is_up = |routed: &&RoutedMember| routed.state == MemberState::Up;
+    let up = group.members.iter().filter(is_up).filter_map(RoutedMember::ranked).collect();
+    Some(Arc::new(Home { members, up, own }))
 }
 
 /// The members that blocks of the group are dealt to: those that are up, and this one as long as it runs.

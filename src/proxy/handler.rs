@@ -5,6 +5,7 @@
 //! turns either into an answer with a request id, counts it and logs it.
 
 mod change;
+mod group;
 mod node;
 mod read;
 #[cfg(test)]
@@ -28,7 +29,7 @@ use http_body::Body as _;
 use rand::{Rng as _, SeedableRng as _};
 use tracing::Level;
 
-use crate::origin::NameTooLong;
+use crate::origin::{NameTooLong, PeerHandle};
 use crate::problem::Problem;
 use crate::proxy::auth::{self, Auth, ConnToken};
 use crate::proxy::blocks::Blocks;
@@ -64,6 +65,8 @@ pub struct HandlerSettings {
     pub access_one_in: u32,
     /// Whether the volume's store can hold a key at all.
     pub check_key: KeyCheck,
+    /// The way to other members; `None`: there are none.
+    pub peers: Option<PeerHandle>,
     /// For status and topology.
     pub facts: Arc<NodeFacts>,
     /// Whether the node serves.
@@ -114,6 +117,7 @@ pub struct Handler<B: Blocks> {
     ids: RequestIds,
     access_one_in: u32,
     check_key: KeyCheck,
+    peers: Option<PeerHandle>,
     facts: Arc<NodeFacts>,
     topology: Bytes,
     readiness: Arc<Readiness>,
@@ -150,6 +154,7 @@ impl<B: Blocks> Handler<B> {
             ids: RequestIds::new(),
             access_one_in: settings.access_one_in,
             check_key: settings.check_key,
+            peers: settings.peers,
             topology: settings.facts.topology.to_json(),
             facts: settings.facts,
             readiness: settings.readiness,
@@ -215,10 +220,10 @@ impl<B: Blocks> Handler<B> {
                 let key = self.block_key(&volume.settings, key)?;
                 self.check_own(&key)?;
                 match method {
-                    Method::GET => self.get(parts, &key, trace).await,
-                    Method::HEAD => self.head(parts, &key, trace).await,
+                    Method::GET => self.get(parts, &key, &volume, trace).await,
+                    Method::HEAD => self.head(parts, &key, &volume, trace).await,
                     Method::PUT => self.put(parts, body, key, &volume, trace).await,
-                    _ => self.delete(&key, &volume, trace).await,
+                    _ => self.delete(parts, &key, &volume, trace).await,
                 }
             }
             (Route::Order { volume, order }, &Method::POST) => {

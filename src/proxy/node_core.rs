@@ -246,6 +246,7 @@ fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Conn
             let origin = node.origin.clone();
             Box::new(move |key| origin.check_key(key))
         },
+        peers: node.peers.clone(),
         facts: Arc::clone(&node.facts),
         readiness: Arc::clone(&node.readiness),
     };

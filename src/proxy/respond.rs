@@ -52,6 +52,10 @@ pub enum Source {
     Fill(FillRole),
     /// The origin was asked and nothing was stored.
     Origin,
+    /// The origin, and the member that may know better gave no answer.
+    Unasked,
+    /// Another member, which alone has it.
+    Member,
 }
 
 impl Source {
@@ -64,6 +68,8 @@ impl Source {
             Source::Fill(FillRole::Began) => "forebay; fwd=miss; stored",
             Source::Fill(FillRole::Joined) => "forebay; fwd=miss; collapsed",
             Source::Origin => "forebay; fwd=miss",
+            Source::Unasked => "forebay; fwd=miss; detail=holder-unasked",
+            Source::Member => "forebay; fwd=miss; detail=member",
         })
     }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use forebay_shard::config::VolumeConfig;
 use forebay_shard::outcome::Durability;
 
-use crate::placement::{KeyHash, Member};
+use crate::placement::{KeyHash, Member, MemberId};
 use crate::token::PublicKeys;
 
 /// What a node serves.
@@ -32,8 +32,36 @@ pub struct ServedVolume {
     pub settings: VolumeConfig,
     /// What a put is promised that asks for nothing.
     pub durability: Durability,
+    /// Who may hold dirty blocks of it beside this node; `None`: nobody.
+    pub home: Option<Arc<Home>>,
     /// Ids of tokens that do not open it any more.
     pub revoked: HashSet<String>,
+}
+
+/// The group that holds what is dirty of a write-back volume.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Home {
+    /// All of its members.
+    pub members: Vec<HomeMember>,
+    /// Those that writes go to.
+    pub up: Vec<Member>,
+    /// This node, if it is one of them.
+    pub own: Option<MemberId>,
+}
+
+/// One of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HomeMember {
+    /// For ranking.
+    pub id: MemberId,
+    /// For people.
+    pub name: String,
+    /// `host:port`.
+    pub address: String,
+    /// The name its certificate is verified against.
+    pub tls_name: String,
+    /// Whether it was ever given keys.
+    pub may_hold: bool,
 }
 
 /// The members that blocks are dealt to, and which of them this node is.
@@ -49,7 +77,7 @@ impl ServedVolume {
     /// A volume of a node without an admin.
     #[must_use]
     pub fn configured(settings: VolumeConfig) -> ServedVolume {
-        ServedVolume { settings, durability: Durability::Disk, revoked: HashSet::new() }
+        ServedVolume { settings, durability: Durability::Disk, home: None, revoked: HashSet::new() }
     }
 }
 

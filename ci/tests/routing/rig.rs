@@ -266,12 +266,28 @@ impl Deployment {
 
     /// Asks whoever is at `base`. An empty token is none.
     pub fn ask(&self, base: &str, method: Method, path: &str, token: &str, body: Option<Vec<u8>>) -> Answer {
+        self.ask_with(base, method, path, token, body, &[])
+    }
+
+    /// The same with more headers.
+    pub fn ask_with(
+        &self,
+        base: &str,
+        method: Method,
+        path: &str,
+        token: &str,
+        body: Option<Vec<u8>>,
+        headers: &[(&str, &str)],
+    ) -> Answer {
         let mut request = self.client.borrow().request(method, format!("{base}{path}"));
         if !token.is_empty() {
             request = request.bearer_auth(token);
         }
         if let Some(body) = body {
             request = request.body(body);
+        }
+        for (name, value) in headers {
+            request = request.header(*name, *value);
         }
         self.runtime.block_on(async {
             let answer = request.send().await.unwrap_or_else(|error| panic!("{base}{path}: {error:?}"));
@@ -300,6 +316,10 @@ impl Deployment {
 }
 
 impl Proxy {
+    pub fn is_running(&self) -> bool {
+        self.child.is_some()
+    }
+
     /// kill -9.
     pub fn kill(&mut self) {
         end(&mut self.child);

@@ -10,7 +10,7 @@ use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{Durability, PinDone, Put, PutDone, Removed, UnpinDone};
 use http::header::{CONTENT_LENGTH, ETAG};
 use http::request::Parts;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
 use super::{Answer, Handler, Trace};
 use crate::problem::Problem;
@@ -44,11 +44,16 @@ impl<B: Blocks> Handler<B> {
         let durability = durability_asked(&parts.headers)?.max(volume.durability);
         let condition = put_condition(&parts.headers).map_err(|what| Failure::new(Problem::BadCondition, what))?;
         let expected = ContentDigest::of(&parts.headers).map_err(|what| Failure::new(Problem::BadDigest, what))?;
+        let writer = self.writer(parts, volume, &key)?;
         let _admitted = self.puts.admit(u64::from(len_bytes)).ok_or_else(|| {
             Failure::new(Problem::PutsFull, "nothing was stored: try again later").retry_after(PUTS_RETRY)
         })?;
         let received = receive(body, len_bytes, expected, &self.metrics).await?;
         let digest = received.digest;
+        if let Some(writer) = writer {
+            trace.outcome = Outcome::Put;
+            return self.forward(parts, writer, Method::PUT, &key, received.frames).await;
+        }
         let put = Put { key, frames: received.frames, len_bytes, digest, condition, durability };
         let routed = self.blocks.put(put).await;
         trace.hops = Some(routed.hops);
@@ -73,8 +78,23 @@ impl<B: Blocks> Handler<B> {
     }
 
     /// `DELETE /v1/volumes/{volume}/blocks/{key}`.
-    pub(super) async fn delete(&self, key: &BlockKey, volume: &ServedVolume, trace: &mut Trace) -> Answer<B> {
+    pub(super) async fn delete(
+        &self,
+        parts: &Parts,
+        key: &BlockKey,
+        volume: &ServedVolume,
+        trace: &mut Trace,
+    ) -> Answer<B> {
         writable(&volume.settings)?;
+        if let Some(writer) = self.writer(parts, volume, key)? {
+            trace.outcome = Outcome::Delete;
+            let answer = self.forward(parts, writer, Method::DELETE, key, Vec::new()).await;
+            // What was cached here of it is no more; and what the key's move left dirty here would bring it back.
+            if matches!(self.blocks.purge(key).await.answer, Removed::Dirty) && answer.is_ok() {
+                return removed(self.blocks.delete(key).await.answer);
+            }
+            return answer;
+        }
         let routed = self.blocks.delete(key).await;
         trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Delete;

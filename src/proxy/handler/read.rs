@@ -10,9 +10,11 @@ use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
 use forebay_shard::read::{BlockReader, ReadError};
+use http::StatusCode;
 use http::header::RANGE;
 use http::request::Parts;
 
+use super::group::{Holder, is_peer};
 use super::{Answer, Handler, Trace};
 use crate::problem::Problem;
 use crate::proxy::blocks::Blocks;
@@ -21,11 +23,18 @@ use crate::proxy::conditions::{is_match, is_not_modified, is_range_meant};
 use crate::proxy::dispatch::GotPinned;
 use crate::proxy::metrics::Outcome;
 use crate::proxy::request::{RangeAsked, range_asked};
-use crate::proxy::respond::{BlockHead, Failure, Source, block_response, not_modified};
+use crate::proxy::respond::{BlockHead, Failure, Source, block_response, not_modified, response};
+use crate::proxy::served::ServedVolume;
 
 impl<B: Blocks> Handler<B> {
     /// `GET /v1/volumes/{volume}/blocks/{key}`.
-    pub(super) async fn get(&self, parts: &Parts, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+    pub(super) async fn get(
+        &self,
+        parts: &Parts,
+        key: &BlockKey,
+        volume: &ServedVolume,
+        trace: &mut Trace,
+    ) -> Answer<B> {
         let mut rotten: Option<ReadError> = None;
         loop {
             let routed = self.blocks.get(key).await;
@@ -41,7 +50,8 @@ impl<B: Blocks> Handler<B> {
                         FillRole::Began => Outcome::Miss,
                         FillRole::Joined => Outcome::Collapsed,
                     };
-                    return self.answer_fill(parts, stream, trace);
+                    let source = self.source_of_fill(parts, key, volume, stream.role).await?;
+                    return self.answer_fill(parts, stream, source, trace);
                 }
                 Got::Disk(located) => {
                     trace.outcome = Outcome::HitDisk;
@@ -59,32 +69,58 @@ impl<B: Blocks> Handler<B> {
                         Err(error) => return Err(Failure::new(Problem::DiskFault, error.to_string())),
                     }
                 }
-                Got::Absent => return Err(Failure::new(Problem::NoSuchBlock, "neither here nor at the origin")),
+                Got::Absent => {
+                    let stream = self.elsewhere(parts, volume, key).await?;
+                    return self.answer_fill(parts, stream, Source::Member, trace);
+                }
                 Got::Lost => return Err(lost()),
                 Got::Declined(declined) => return Err(declined.into()),
-                Got::Failed(error) => return Err(error.into()),
+                // Only the origin fails so, and it is asked for what is not here.
+                Got::Failed(_) if is_peer(parts) => {
+                    return Ok(response(StatusCode::NO_CONTENT, ResponseBody::Empty));
+                }
+                Got::Failed(error) => {
+                    // The origin can't be asked; the member that has it dirty can.
+                    let stream = self.elsewhere(parts, volume, key).await.map_err(|_| Failure::from(error))?;
+                    return self.answer_fill(parts, stream, Source::Member, trace);
+                }
             }
         }
     }
 
     /// `HEAD /v1/volumes/{volume}/blocks/{key}`.
-    pub(super) async fn head(&self, parts: &Parts, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+    pub(super) async fn head(
+        &self,
+        parts: &Parts,
+        key: &BlockKey,
+        volume: &ServedVolume,
+        trace: &mut Trace,
+    ) -> Answer<B> {
         let routed = self.blocks.head(key).await;
         trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Head;
-        let meta = match routed.answer {
-            Headed::Found(meta) => meta,
-            Headed::Absent => return Err(Failure::new(Problem::NoSuchBlock, "neither here nor at the origin")),
+        let (etag, len_bytes, source) = match routed.answer {
+            Headed::Found(meta) => match meta.source {
+                MetaSource::Cache => (meta.etag, meta.len_bytes, Source::Cache),
+                MetaSource::Dirty => (meta.etag, meta.len_bytes, Source::Dirty),
+                MetaSource::Origin => match self.holder(parts, volume, key).await {
+                    Holder::Agrees => (meta.etag, meta.len_bytes, Source::Origin),
+                    Holder::Unasked => (meta.etag, meta.len_bytes, Source::Unasked),
+                    Holder::Deleted => return Err(deleted()),
+                },
+            },
+            Headed::Absent => {
+                let stream = self.elsewhere(parts, volume, key).await?;
+                (stream.etag, stream.len_bytes, Source::Member)
+            }
             Headed::Lost => return Err(lost()),
             Headed::Declined(declined) => return Err(declined.into()),
-            Headed::Failed(error) => return Err(error.into()),
+            Headed::Failed(error) => {
+                let stream = self.elsewhere(parts, volume, key).await.map_err(|_| Failure::from(error))?;
+                (stream.etag, stream.len_bytes, Source::Member)
+            }
         };
-        let source = match meta.source {
-            MetaSource::Cache => Source::Cache,
-            MetaSource::Dirty => Source::Dirty,
-            MetaSource::Origin => Source::Origin,
-        };
-        let head = BlockHead { etag: meta.etag, len_bytes: meta.len_bytes, source };
+        let head = BlockHead { etag, len_bytes, source };
         match wanted(parts, &head, Ranges::Ignored)? {
             Wanted::NotModified => Ok(not_modified(&head, ResponseBody::Empty)),
             Wanted::Whole | Wanted::Part(_) => Ok(block_response(&head, None, ResponseBody::Empty)),
@@ -104,8 +140,27 @@ impl<B: Blocks> Handler<B> {
         })
     }
 
-    fn answer_fill(&self, parts: &Parts, stream: FillStream, trace: &Trace) -> Answer<B> {
-        let (etag, source) = (stream.etag.clone(), Source::Fill(stream.role));
+    /// What is told of a fill, once the member that may know better was asked.
+    async fn source_of_fill(
+        &self,
+        parts: &Parts,
+        key: &BlockKey,
+        volume: &ServedVolume,
+        role: FillRole,
+    ) -> Result<Source, Failure> {
+        match self.holder(parts, volume, key).await {
+            Holder::Agrees => Ok(Source::Fill(role)),
+            Holder::Unasked => Ok(Source::Unasked),
+            Holder::Deleted => {
+                // The fill goes on: what it leaves here is no block any more.
+                self.blocks.purge(key).await;
+                Err(deleted())
+            }
+        }
+    }
+
+    fn answer_fill(&self, parts: &Parts, stream: FillStream, source: Source, trace: &Trace) -> Answer<B> {
+        let etag = stream.etag.clone();
         let head = BlockHead { etag, len_bytes: stream.len_bytes, source };
         let (range, part) = match wanted(parts, &head, Ranges::Served)? {
             Wanted::NotModified => return Ok(not_modified(&head, ResponseBody::Empty)),
@@ -194,6 +249,10 @@ fn wanted(parts: &Parts, head: &BlockHead, ranges: Ranges) -> Result<Wanted, Fai
         RangeAsked::Part(part) => Ok(Wanted::Part(part)),
         RangeAsked::Unsatisfiable => Err(Failure::range(head.len_bytes)),
     }
+}
+
+fn deleted() -> Failure {
+    Failure::new(Problem::NoSuchBlock, "it was deleted; the origin has not heard of it yet")
 }
 
 fn lost() -> Failure {

@@ -233,6 +233,7 @@ impl Bench {
             put_bytes_max: 8 << 20,
             access_one_in: 1,
             check_key: Box::new(|key| object_name(NameStyle::Plain, "demo/", &key.key).map(drop)),
+            peers: None,
             facts: Arc::new(NodeFacts {
                 topology: Topology::new(1, "node", "localhost", 7400, &[7410, 7411]),
                 started: Instant::now(),
