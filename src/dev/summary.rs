@@ -192,7 +192,8 @@ impl Summary {
         let curl = format!("curl --cacert {ca} -H \"Authorization: Bearer $(cat {token})\"");
         let volume = &self.volumes[0];
         let mut text = String::new();
-        if volume.mode == super::node_config::Mode::ReadOnly.name() {
+        let is_read_only = volume.mode == super::node_config::Mode::ReadOnly.name();
+        if is_read_only {
             let _ = writeln!(text, "  {curl} -i -o block {url}/v1/volumes/{}/blocks/KEY", volume.name);
         } else {
             let block = format!("{url}/v1/volumes/{}/blocks/hello", volume.name);
@@ -201,6 +202,21 @@ impl Summary {
             let _ = writeln!(text, "  {curl} -D - -o /tmp/again {block} && cmp /tmp/block /tmp/again");
         }
         let _ = writeln!(text, "  {curl} {url}/v1/status");
+        let _ = writeln!(text, "or, through the group that is near:\n");
+        let admin = &self.admin.url;
+        let _ = writeln!(text, "  export FOREBAY_ADMIN={admin} FOREBAY_CA={ca} FOREBAY_TOKEN_FILE={token}");
+        if !self.s3.access_key.is_empty() {
+            let credentials = quoted(&layout.s3_credentials());
+            let _ = writeln!(text, "  export AWS_SHARED_CREDENTIALS_FILE={credentials}    # for when no proxy answers");
+        }
+        let forebay = std::env::current_exe().map_or_else(|_| "forebay".to_owned(), |path| quoted(&path));
+        let _ = writeln!(text, "  {forebay} probe {}", volume.name);
+        let _ = writeln!(
+            text,
+            "  {forebay} get {} {} -o /tmp/again",
+            volume.name,
+            if is_read_only { "KEY" } else { "hello" }
+        );
         text
     }
 }

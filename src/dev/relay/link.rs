@@ -183,7 +183,7 @@ impl fmt::Display for Condition {
             Traffic::Cut => "cut",
             Traffic::Refused => "refused",
         };
-        write!(f, "{traffic}, latency {:?}", self.latency)?;
+        write!(f, "{traffic}, latency {}", Time(self.latency))?;
         match self.bytes_per_second {
             None => Ok(()),
             Some(rate) => write!(f, ", bandwidth {}/s", Size::Bytes(rate)),
