@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, checksum};
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, StatusCode};
 use percent_encoding::percent_decode_str;
 use reqwest::{Client, Response};
 use serde::Deserialize;
@@ -228,13 +228,7 @@ impl Bypass {
             return Err(ClientError::BadKey("the key is empty".to_owned()));
         }
         let url = self.signer.url(verb, &name, &headers);
-        let method = match verb {
-            Verb::Get | Verb::List => Method::GET,
-            Verb::Head => Method::HEAD,
-            Verb::Put => Method::PUT,
-            Verb::Delete => Method::DELETE,
-        };
-        let mut request = self.http.request(method, url);
+        let mut request = self.http.request(verb.method(), url);
         for (name, value) in headers {
             request = request.header(name, value);
         }

@@ -17,7 +17,7 @@ use bytes::Bytes;
 use crc_fast::{CrcAlgorithm, Digest as Crc};
 use forebay_io::checksum::Digest;
 use forebay_shard::origin::{Etag, OriginError, OriginErrorKind, OriginMeta, Store};
-use http::{HeaderMap, Method, header};
+use http::{HeaderMap, header};
 use http_body::{Body, Frame, SizeHint};
 use reqwest::{Client, Response};
 
@@ -174,13 +174,7 @@ impl S3Client {
     ) -> Result<Response, Fault> {
         let settings = self.settings();
         let url = self.store.signer.url(verb, name, &headers);
-        let method = match verb {
-            Verb::Get | Verb::List => Method::GET,
-            Verb::Head => Method::HEAD,
-            Verb::Put => Method::PUT,
-            Verb::Delete => Method::DELETE,
-        };
-        let mut request = self.http.request(method, url);
+        let mut request = self.http.request(verb.method(), url);
         for (name, value) in headers {
             request = request.header(name, value);
         }

@@ -7,6 +7,7 @@
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use http::Method;
 use rusty_s3::actions::{GetObject, HeadObject, PutObject};
 use rusty_s3::{Bucket, BucketError, Credentials, S3Action, UrlStyle};
 use url::Url;
@@ -31,8 +32,21 @@ pub enum Verb {
     Put,
     /// Delete.
     Delete,
-    /// List at most one key: the proxies' check at start.
+    /// List keys: the check of a store, and the client's `ls`.
     List,
+}
+
+impl Verb {
+    /// The method of its request.
+    #[must_use]
+    pub fn method(self) -> Method {
+        match self {
+            Verb::Get | Verb::List => Method::GET,
+            Verb::Head => Method::HEAD,
+            Verb::Put => Method::PUT,
+            Verb::Delete => Method::DELETE,
+        }
+    }
 }
 
 /// Signs requests of one store.
