@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "client/hot.rs"]
+mod hot;
 mod running;
 
 use std::collections::BTreeSet;

@@ -17,7 +17,7 @@ use self::volume::{Age, VolumeQueue, age_of};
 use crate::budget::{Budget, Reservation};
 use crate::canary::{self, Canary};
 use crate::key::{BlockKey, Generation, Identity, IdentityMap};
-use crate::store::{Certainty, DirtyKind, DirtyRecord};
+use crate::store::{Certainty, DirtyKind, DirtyRecord, EntryState};
 
 mod volume;
 
@@ -204,6 +204,14 @@ impl DirtyQueue {
     /// The current dirty record of a key.
     pub(crate) fn record(&self, identity: Identity) -> Option<Rc<DirtyRecord>> {
         self.queues.borrow().entries.get(&identity).map(|entry| Rc::clone(&entry.record))
+    }
+
+    /// Whether the origin has what is here of a key.
+    pub(crate) fn state(&self, identity: Identity) -> EntryState {
+        match self.queues.borrow().entries.contains_key(&identity) {
+            true => EntryState::Dirty,
+            false => EntryState::Clean,
+        }
     }
 
     /// Where the current dirty record of a key stands.

@@ -28,7 +28,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let identity = self.identity(key);
         let counters = &self.inner.counters;
         let in_memory = self.inner.memory.borrow_mut().look_up(identity);
-        if let Some((hit, is_news)) = in_memory {
+        if let Some((mut hit, is_news)) = in_memory {
+            hit.state = self.inner.dirty.state(identity);
             // Else its copy on disk would go as unused while it is hot here.
             if is_news == News::Yes
                 && let Ok(disk) = self.disk(identity)

@@ -8,7 +8,7 @@ use bytes::Bytes;
 
 use crate::key::{Generation, Identity};
 use crate::origin::Etag;
-use crate::outcome::MemoryHit;
+use crate::outcome::{EntryState, MemoryHit};
 use crate::policy::s3fifo::{News, S3Fifo};
 
 /// What one block costs beside its content: the policy's slot and place in its table (at most 138 bytes), its ghost (21), what a shared
@@ -31,8 +31,10 @@ struct Held {
 }
 
 impl Held {
+    /// Clean, until whoever knows says otherwise.
     fn hit(&self) -> (MemoryHit, Generation) {
-        (MemoryHit { body: self.body.clone(), etag: self.etag.clone() }, self.generation)
+        let (body, etag) = (self.body.clone(), self.etag.clone());
+        (MemoryHit { body, etag, state: EntryState::Clean }, self.generation)
     }
 }
 

@@ -11,6 +11,7 @@ use futures::channel::{mpsc, oneshot};
 
 use crate::key::{BlockKey, Generation, Identity};
 use crate::origin::{Etag, OriginError};
+pub use crate::store::EntryState;
 use forebay_io::checksum::Digest;
 
 /// Where the bytes that answer a GET come from.
@@ -76,6 +77,8 @@ pub struct MemoryHit {
     pub body: Bytes,
     /// Its ETag.
     pub etag: Etag,
+    /// Whether the origin has it.
+    pub state: EntryState,
 }
 
 /// A record on disk, pinned until `Shard::unpin` (I7).
@@ -95,6 +98,8 @@ pub struct Located {
     pub sums: PieceSums,
     /// Known for blocks of several pieces and for the origin's own; else computed while the one piece is verified.
     pub etag: Option<Etag>,
+    /// Whether the origin has it.
+    pub state: EntryState,
     /// What to give back.
     pub pin: Pin,
 }

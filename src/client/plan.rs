@@ -56,6 +56,14 @@ pub fn ranked(group: &GroupFacts, key: KeyHash, count: usize) -> Vec<usize> {
     order
 }
 
+/// Among how many members the reads of a key are spread really, with a lease that says `leased`: what is told to members counts as the key's heat.
+#[must_use]
+pub fn spread(groups: &[GroupFacts], selected: Option<usize>, leased: u16) -> u16 {
+    let is_asked = |member: &&MemberFacts| matches!(member.state, MemberState::Up | MemberState::Draining);
+    let count = selected.map_or(1, |at| groups[at].members.iter().filter(is_asked).count());
+    u16::try_from(count).unwrap_or(u16::MAX).min(leased).max(1)
+}
+
 /// Whom to ask for a block, in order. `selected` is the group to prefer; of a hot key any of the first `spread` in rank may be first: which, `draw` says.
 #[must_use]
 pub fn readers(groups: &[GroupFacts], selected: Option<usize>, key: KeyHash, spread: u16, draw: usize) -> Vec<Place> {
@@ -224,6 +232,10 @@ mod tests {
             (0..40).map(|draw| readers(&groups, Some(0), key(1), 4, draw)[0].1).collect();
         assert_eq!(firsts, order[..4].iter().copied().collect());
         assert!((0..40).all(|draw| readers(&groups, Some(0), key(1), 1, draw)[0].1 == order[0]));
+        assert_eq!(
+            [(Some(0), 1), (Some(0), 5), (Some(0), 900), (None, 900)].map(|(at, k)| spread(&groups, at, k)),
+            [1, 5, 8, 1]
+        );
         assert_eq!(readers(&groups, None, key(1), 1, 0), [(0, order[0])], "others, where none is selected");
         assert!(readers(&[group("g", 1, &[])], Some(0), key(1), 4, 3).is_empty());
     }

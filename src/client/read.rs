@@ -225,7 +225,7 @@ impl Inner {
         let net = self.net();
         let selected = self.selected(&net).await;
         let hash = KeyHash::of(&self.volume, &ask.key);
-        let spread = locked(&self.leases).spread(hash, self.now());
+        let spread = plan::spread(&net.groups, selected, locked(&self.leases).spread(hash, self.now()));
         let draw = SmallRng::from_os_rng().random_range(0..usize::MAX);
         let places = plan::readers(&net.groups, selected, hash, spread, draw);
         self.budget.earn();
@@ -241,6 +241,8 @@ impl Inner {
                 break;
             }
             attempts += 1;
+            // Elsewhere nothing was chosen.
+            let spread = if Some(place.0) == selected { spread } else { 1 };
             match self.ask_member(&net, place, ask, spread, until).await {
                 Heard::Here(opened) => return Ok(*opened),
                 Heard::Absent => {

@@ -261,8 +261,12 @@ impl Following {
             member,
             warnings,
         };
-        let strict = (self.link.ownership == Ownership::Strict).then(|| own(document, &self.link));
-        let served = Served { volumes, refused, keys: Some(Arc::new(keys(document)?)), strict };
+        let own = own(document, &self.link);
+        let is_strict = self.link.ownership == Ownership::Strict;
+        // Where all but the first in rank refuse a block, its reads can't be spread.
+        let lease_members = if is_strict { 0 } else { u16::try_from(own.members.len()).unwrap_or(u16::MAX) };
+        let strict = is_strict.then_some(own);
+        let served = Served { volumes, refused, keys: Some(Arc::new(keys(document)?)), strict, lease_members };
         Ok(Meaning { served, applied, volumes: self.shard_volumes(document), is_whole })
     }
 

@@ -6,6 +6,7 @@
 
 mod change;
 mod group;
+mod hot;
 mod node;
 mod read;
 #[cfg(test)]
@@ -29,6 +30,7 @@ use http_body::Body as _;
 use rand::{Rng as _, SeedableRng as _};
 use tracing::Level;
 
+use crate::lease::{Heat, HeatConfig};
 use crate::origin::{NameTooLong, PeerHandle};
 use crate::problem::Problem;
 use crate::proxy::auth::{self, Auth, ConnToken};
@@ -113,6 +115,8 @@ pub struct Handler<B: Blocks> {
     auth: Auth,
     puts: Rc<PutBudget>,
     promoter: Promoter,
+    heat: RefCell<Heat>,
+    started: Instant,
     metrics: Rc<CoreMetrics>,
     ids: RequestIds,
     access_one_in: u32,
@@ -150,6 +154,8 @@ impl<B: Blocks> Handler<B> {
             auth: settings.auth,
             puts: PutBudget::new(settings.put_bytes_max, Rc::clone(&metrics)),
             promoter: Promoter::new(tier_bytes),
+            heat: RefCell::new(Heat::new(HeatConfig::default())),
+            started: Instant::now(),
             metrics,
             ids: RequestIds::new(),
             access_one_in: settings.access_one_in,

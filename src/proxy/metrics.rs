@@ -114,6 +114,7 @@ pub struct CoreMetrics {
     bodies_broken: Cell<u64>,
     bodies_repaired: Cell<u64>,
     hops: Cell<u64>,
+    leases: Cell<u64>,
     in_flight: Cell<u64>,
     put_bytes_held: Cell<u64>,
 }
@@ -130,6 +131,7 @@ impl Default for CoreMetrics {
             bodies_broken: Cell::new(0),
             bodies_repaired: Cell::new(0),
             hops: Cell::new(0),
+            leases: Cell::new(0),
             in_flight: Cell::new(0),
             put_bytes_held: Cell::new(0),
         }
@@ -184,6 +186,11 @@ impl CoreMetrics {
         add(&self.hops, 1);
     }
 
+    /// An answer carried a lease of a hot block.
+    pub fn leased(&self) {
+        add(&self.leases, 1);
+    }
+
     /// A request began (`1`) or was answered.
     pub fn began(&self) {
         add(&self.in_flight, 1);
@@ -213,6 +220,7 @@ impl CoreMetrics {
             bodies_broken: self.bodies_broken.get(),
             bodies_repaired: self.bodies_repaired.get(),
             hops: self.hops.get(),
+            leases: self.leases.get(),
             in_flight: self.in_flight.get(),
             put_bytes_held: self.put_bytes_held.get(),
         }
@@ -240,6 +248,8 @@ pub struct Snapshot {
     pub bodies_repaired: u64,
     /// Requests that crossed to another core.
     pub hops: u64,
+    /// Answers that carried a lease of a hot block.
+    pub leases: u64,
     /// Requests without an answer yet.
     pub in_flight: u64,
     /// What bodies of puts hold in memory.
@@ -271,6 +281,7 @@ impl Snapshot {
         self.bodies_broken += other.bodies_broken;
         self.bodies_repaired += other.bodies_repaired;
         self.hops += other.hops;
+        self.leases += other.leases;
         self.in_flight += other.in_flight;
         self.put_bytes_held += other.put_bytes_held;
     }

@@ -168,6 +168,7 @@ fn request_families(status: &Status) -> Vec<Family> {
         Family::counter("bodies_broken", "Answers that could not be sent to their end", requests.bodies_broken),
         Family::counter("bodies_repaired", "Blocks repaired within their request", requests.bodies_repaired),
         Family::counter("hops", "Requests that crossed to another core", requests.hops),
+        Family::counter("leases", "Answers that told to spread the reads of a hot block", requests.leases),
         Family::gauge("requests_in_flight", "Requests without an answer yet", requests.in_flight),
     ]
 }

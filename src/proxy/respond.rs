@@ -18,6 +18,7 @@ use http::header::{
 use http::{HeaderName, HeaderValue, Response, StatusCode};
 use tracing::Level;
 
+use crate::lease::{LEASE_HEADER, SPREAD_HEADER};
 use crate::problem::{Problem, TYPE_PREFIX};
 use crate::proxy::conditions::etag_value;
 use crate::proxy::request::BadKey;
@@ -29,6 +30,10 @@ pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 pub const FOREBAY_HOPS: HeaderName = HeaderName::from_static("forebay-hops");
 /// What an acknowledgement promises.
 pub const FOREBAY_DURABILITY: HeaderName = HeaderName::from_static("forebay-durability");
+/// A lease of a hot block, and among how many members a client that has one chose.
+pub const FOREBAY_LEASE: HeaderName = HeaderName::from_static(LEASE_HEADER);
+/// As [`FOREBAY_LEASE`].
+pub const FOREBAY_SPREAD: HeaderName = HeaderName::from_static(SPREAD_HEADER);
 /// A request's id, also in the logs.
 pub const X_REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// What took how long inside the node.
@@ -46,7 +51,7 @@ pub enum Source {
     Disk,
     /// A HEAD that this node could answer alone.
     Cache,
-    /// A HEAD of a block that the origin does not have yet: clients ask for it before they believe that there is none.
+    /// A block that the origin does not have yet: clients ask for it before they believe that there is none, and prefer no other member's.
     Dirty,
     /// A fill.
     Fill(FillRole),

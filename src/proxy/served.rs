@@ -23,6 +23,8 @@ pub struct Served {
     pub keys: Option<Arc<PublicKeys>>,
     /// Whose blocks are refused; `None`: nobody's.
     pub strict: Option<Own>,
+    /// Among how many members of this node's group the reads of a hot block may be spread; fewer than two: no leases are given.
+    pub lease_members: u16,
 }
 
 /// One volume.

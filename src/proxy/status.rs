@@ -262,6 +262,7 @@ impl Status {
                 .collect::<serde_json::Map<_, _>>(),
             "in_flight": requests.in_flight,
             "hops": requests.hops,
+            "leases": requests.leases,
             "bytes_sent": requests.bytes_sent,
             "bytes_received": requests.bytes_received,
             "bodies_broken": requests.bodies_broken,

@@ -12,7 +12,7 @@ use forebay_io::{DiskFile, IoError, ReadBuf, Runtime};
 use futures::stream::{StreamExt, iter};
 
 use super::record::PutRecord;
-use crate::outcome::{Located, Pin};
+use crate::outcome::{EntryState, Located, Pin};
 use crate::read::{BlockReader, PieceSpan, ReadError};
 
 /// One read, at most, unless a piece does not end on a sector.
@@ -128,6 +128,8 @@ pub fn located(superblock: &Superblock, put: &PutRecord) -> Located {
         generation: put.generation,
         sums: put.sums.clone(),
         etag: None,
+        // Its reader asks for bytes only.
+        state: EntryState::Clean,
         pin: Pin { disk: 0, region },
     }
 }

@@ -76,6 +76,7 @@ impl<D: Disk, R: Runtime> Core<D, R> {
                 generation: entry.generation(),
                 sums,
                 etag: state.etag_of(entry),
+                state: if entry.state() == EntryIs::Dirty { EntryState::Dirty } else { EntryState::Clean },
                 pin: Pin { disk: 0, region: at.region },
             }
         })

@@ -8,7 +8,7 @@ use std::rc::Rc;
 
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
-use forebay_shard::outcome::{FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
+use forebay_shard::outcome::{EntryState, FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
 use forebay_shard::read::{BlockReader, ReadError};
 use http::StatusCode;
 use http::header::RANGE;
@@ -36,6 +36,7 @@ impl<B: Blocks> Handler<B> {
         trace: &mut Trace,
     ) -> Answer<B> {
         let mut rotten: Option<ReadError> = None;
+        let lease = self.heat_of(parts, key);
         loop {
             let routed = self.blocks.get(key).await;
             trace.hops = Some(routed.hops);
@@ -43,7 +44,8 @@ impl<B: Blocks> Handler<B> {
             match got {
                 Got::Memory(hit) => {
                     trace.outcome = Outcome::HitMemory;
-                    return self.answer_memory(parts, hit);
+                    let lease = lease.filter(|_| hit.state == EntryState::Clean);
+                    return Ok(self.leased(self.answer_memory(parts, hit)?, lease));
                 }
                 Got::Fill(stream) => {
                     trace.outcome = match stream.role {
@@ -56,8 +58,9 @@ impl<B: Blocks> Handler<B> {
                 Got::Disk(located) => {
                     trace.outcome = Outcome::HitDisk;
                     let generation = located.generation;
+                    let lease = lease.filter(|_| located.state == EntryState::Clean);
                     match self.answer_disk(parts, key, located, pinned, trace).await {
-                        Ok(answer) => return answer,
+                        Ok(answer) => return answer.map(|answer| self.leased(answer, lease)),
                         Err(error) if rotten.is_none() => {
                             let (volume, key_text) = (&*key.volume, &*key.key);
                             let request_id = &trace.request_id;
@@ -129,7 +132,8 @@ impl<B: Blocks> Handler<B> {
 
     fn answer_memory(&self, parts: &Parts, hit: MemoryHit) -> Answer<B> {
         let len_bytes = hit.body.len() as u64;
-        let head = BlockHead { etag: hit.etag, len_bytes, source: Source::Memory };
+        let source = if hit.state == EntryState::Dirty { Source::Dirty } else { Source::Memory };
+        let head = BlockHead { etag: hit.etag, len_bytes, source };
         Ok(match wanted(parts, &head, Ranges::Served)? {
             Wanted::NotModified => not_modified(&head, ResponseBody::Empty),
             Wanted::Whole => block_response(&head, None, ResponseBody::bytes(hit.body, &self.metrics)),
@@ -182,13 +186,14 @@ impl<B: Blocks> Handler<B> {
     ) -> Result<Answer<B>, ReadError> {
         let len_bytes = u64::from(located.len_bytes);
         let known = located.etag.clone();
+        let source = if located.state == EntryState::Dirty { Source::Dirty } else { Source::Disk };
         let reader = Rc::new(BlockReader::new(self.blocks.slab(&located)?, located));
         let is_one_piece = reader.piece_count() == 1;
         // A block of one piece has its ETag from its bytes; of a longer one only the piece where the range begins is read.
         let first_index = match &known {
             _ if is_one_piece => 0,
             Some(etag) => {
-                let head = BlockHead { etag: etag.clone(), len_bytes, source: Source::Disk };
+                let head = BlockHead { etag: etag.clone(), len_bytes, source };
                 match wanted(parts, &head, Ranges::Served) {
                     Ok(Wanted::Part(part)) => piece_of(part.start),
                     Ok(Wanted::Whole) => 0,
@@ -200,7 +205,7 @@ impl<B: Blocks> Handler<B> {
         };
         let piece = reader.piece(first_index).await?;
         let etag = known.unwrap_or_else(|| Etag::Digest(piece.digest()));
-        let head = BlockHead { etag, len_bytes, source: Source::Disk };
+        let head = BlockHead { etag, len_bytes, source };
         let (range, part) = match wanted(parts, &head, Ranges::Served) {
             Ok(Wanted::NotModified) => return Ok(Ok(not_modified(&head, ResponseBody::Empty))),
             Ok(Wanted::Whole) => (0..len_bytes, None),

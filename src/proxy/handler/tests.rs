@@ -20,8 +20,8 @@ use forebay_shard::config::{Access, DirtyFull, SyncMode, VolumeConfig, WriteMode
 use forebay_shard::key::{BlockKey, Generation, Identity};
 use forebay_shard::origin::{Etag, OriginError, OriginErrorKind};
 use forebay_shard::outcome::{
-    BlockMeta, Declined, DeclinedReason, Durability, FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource,
-    PieceSums, Pin, PinDone, Put, PutDone, Removed, UnpinDone,
+    BlockMeta, Declined, DeclinedReason, Durability, EntryState, FillRole, FillStream, Got, Headed, Located, MemoryHit,
+    MetaSource, PieceSums, Pin, PinDone, Put, PutDone, Removed, UnpinDone,
 };
 use forebay_shard::stats::ShardStats;
 use futures::channel::mpsc;
@@ -47,6 +47,7 @@ use crate::proxy::status::{DiskFacts, NodeFacts};
 use crate::proxy::topology::Topology;
 use crate::token::{PublicKey, PublicKeys, Right, SigningKey, generate_key};
 
+mod leases;
 mod orders;
 
 const SLAB: &str = "shard-000.slab";
@@ -70,6 +71,8 @@ struct Shelf {
     pins: Cell<i64>,
     rot_reports: Cell<u64>,
     hops: Cell<u8>,
+    /// Whether the origin has what lies in memory.
+    is_dirty: Cell<bool>,
 }
 
 #[derive(Clone)]
@@ -103,7 +106,10 @@ impl Blocks for ShelfBlocks {
     async fn get(&self, key: &BlockKey) -> Routed<GotPinned<ShelfPin>> {
         let got = match self.place(key) {
             None => Got::Absent,
-            Some(Place::Memory(body, etag)) => Got::Memory(MemoryHit { body, etag }),
+            Some(Place::Memory(body, etag)) => {
+                let state = if self.shelf.is_dirty.get() { EntryState::Dirty } else { EntryState::Clean };
+                Got::Memory(MemoryHit { body, etag, state })
+            }
             Some(Place::Disk(located)) => Got::Disk(located),
             Some(Place::Fill(parts, len_bytes, etag)) => {
                 let (sender, frames) = mpsc::unbounded();
@@ -314,6 +320,7 @@ impl Bench {
             generation,
             etag: (sums.len() > 1).then(|| Etag::Digest(Digest::of(bytes))),
             sums: if sums.len() == 1 { PieceSums::One(sums[0]) } else { PieceSums::Many(sums.into()) },
+            state: EntryState::Clean,
             pin: Pin { disk: 0, region: 0 },
         };
         let (disk, slab, bytes) = (self.world.disk(), self.handler.blocks.slab.clone(), bytes.to_vec());

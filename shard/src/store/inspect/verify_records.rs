@@ -16,7 +16,7 @@ use super::report::{Cost, Finding, Part, PartReport};
 use super::verify::Progress;
 use super::window::Window;
 use super::{Inspector, Recovery};
-use crate::outcome::{Located, Pin};
+use crate::outcome::{EntryState, Located, Pin};
 use crate::read::{BlockReader, ReadError};
 
 /// Entries held at once: 40 bytes each.
@@ -105,6 +105,8 @@ impl<D: Disk> Inspector<D> {
             generation: entry.generation(),
             sums,
             etag: None,
+            // Its reader asks for bytes only.
+            state: EntryState::Clean,
             pin: Pin { disk: 0, region: at.region },
         };
         let reader = BlockReader::new(window.clone(), located);
