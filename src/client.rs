@@ -17,6 +17,7 @@ pub mod plan;
 pub mod probe;
 mod read;
 pub mod select;
+mod sending;
 mod write;
 
 use std::path::PathBuf;
@@ -30,6 +31,7 @@ use tokio::time::Instant;
 
 pub use error::ClientError;
 pub use read::{Block, Meta, Via};
+pub use sending::Sent;
 pub use write::{PutCondition, PutDone};
 
 use bypass::Bypass;

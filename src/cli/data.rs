@@ -19,7 +19,7 @@ use clap::{Args, ValueEnum};
 pub use self::connect::Connection;
 use self::connect::Opened;
 use self::progress::Progress;
-use crate::client::{Meta, PutCondition, Via};
+use crate::client::{Meta, PutCondition, Sent, Via};
 use crate::resource::Durability;
 
 /// `forebay get`
@@ -137,11 +137,9 @@ pub fn put(args: PutArgs) -> anyhow::Result<()> {
             Level::Peer => Durability::Peer,
             Level::Origin => Durability::Origin,
         });
-        let mut progress = Progress::new("put", body.len() as u64);
-        let len_bytes = body.len() as u64;
-        let done = client.put(&args.key, body, condition, durability).await?;
-        progress.add(len_bytes);
-        progress.end();
+        let (mut progress, sent) = (Progress::new("put", body.len() as u64), Sent::default());
+        let putting = client.put_watched(&args.key, body, condition, durability, &sent);
+        let done = progress.watch(&sent, putting).await?;
         let what = if done.unchanged { "was there already" } else { "stored" };
         writeln!(io::stdout(), "{} {what}, durability {}, {}", done.etag, done.durability, via(&done.via))?;
         Ok(())

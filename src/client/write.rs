@@ -16,7 +16,7 @@ use http::header::{HeaderMap, HeaderName, IF_MATCH, IF_NONE_MATCH};
 use http::{Method, StatusCode};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use reqwest::RequestBuilder;
+use reqwest::{Body, RequestBuilder};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use twox_hash::XxHash3_128;
@@ -29,6 +29,7 @@ use super::member::PING_TIMEOUT;
 use super::net::Net;
 use super::plan::{self, Place};
 use super::read::Via;
+use super::sending::{Sending, Sent};
 use super::{Client, Inner};
 use crate::placement::KeyHash;
 use crate::resource::{Bypass as BypassRule, Durability, WriteMode};
@@ -90,10 +91,26 @@ impl Client {
         condition: PutCondition,
         durability: Option<Durability>,
     ) -> Result<PutDone, ClientError> {
+        self.put_watched(key, body, condition, durability, &Sent::default()).await
+    }
+
+    /// As [`Client::put`]; meanwhile `sent` tells how much of the body has gone out to a member.
+    ///
+    /// # Errors
+    /// As [`Client::put`].
+    pub async fn put_watched(
+        &self,
+        key: &str,
+        body: Bytes,
+        condition: PutCondition,
+        durability: Option<Durability>,
+        sent: &Sent,
+    ) -> Result<PutDone, ClientError> {
         let etag = format!("{:032x}", XxHash3_128::oneshot(&body));
         let sha256 = STANDARD.encode(digest(&SHA256, &body).as_ref());
         let build = |request: RequestBuilder| {
-            let mut request = request.header(CONTENT_DIGEST, format!("sha-256=:{sha256}:")).body(body.clone());
+            let sending = Body::wrap(Sending::new(body.clone(), sent));
+            let mut request = request.header(CONTENT_DIGEST, format!("sha-256=:{sha256}:")).body(sending);
             request = match &condition {
                 PutCondition::Any => request,
                 PutCondition::Absent => request.header(IF_NONE_MATCH, "*"),

@@ -3,7 +3,10 @@
 //! Used by `get` and `put`.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::pin::pin;
 use std::time::{Duration, Instant};
+
+use crate::client::Sent;
 
 const BAR_COLUMNS: u64 = 30;
 const DRAW_EVERY: Duration = Duration::from_millis(100);
@@ -28,8 +31,35 @@ impl Progress {
     /// So many more.
     pub fn add(&mut self, bytes: u64) {
         self.done_bytes += bytes;
-        if self.is_shown && self.drawn.is_none_or(|drawn| drawn.elapsed() >= DRAW_EVERY) {
-            self.drawn = Some(Instant::now());
+        if self.drawn.is_none_or(|drawn| drawn.elapsed() >= DRAW_EVERY) {
+            self.draw();
+        }
+    }
+
+    /// Runs `putting` to its end, and shows meanwhile how much of its body is `sent`.
+    ///
+    /// # Errors
+    /// Its own.
+    pub async fn watch<T, E>(&mut self, sent: &Sent, putting: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+        let mut putting = pin!(putting);
+        loop {
+            let done = tokio::time::timeout(DRAW_EVERY, &mut putting).await;
+            // Less than before, where an attempt is made again.
+            self.done_bytes = sent.bytes();
+            match done {
+                Ok(done) => {
+                    self.done_bytes = if done.is_ok() { self.total_bytes } else { self.done_bytes };
+                    self.end();
+                    return done;
+                }
+                Err(_) => self.draw(),
+            }
+        }
+    }
+
+    fn draw(&mut self) {
+        self.drawn = Some(Instant::now());
+        if self.is_shown {
             eprint!("\r{}", self.line());
             let _ = std::io::stderr().flush();
         }
