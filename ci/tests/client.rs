@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "client/hedged.rs"]
+mod hedged;
 #[path = "client/hot.rs"]
 mod hot;
 mod running;

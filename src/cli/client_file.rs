@@ -30,6 +30,9 @@ pub struct ClientFile {
     pub credentials_file: Option<PathBuf>,
     /// PEM file of a further authority for the store's certificate.
     pub store_ca: Option<PathBuf>,
+    /// Ask a second member too for a read that takes long.
+    #[serde(default)]
+    pub hedge: bool,
     /// The admin's signing keys, as `forebay key list --json` shows them: no others are trusted at first.
     #[serde(default)]
     pub pinned_keys: Vec<RoutedKey>,

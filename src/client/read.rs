@@ -65,28 +65,28 @@ pub struct Meta {
 
 /// What is asked for.
 #[derive(Debug, Clone)]
-struct Ask {
-    method: Method,
+pub(super) struct Ask {
+    pub(super) method: Method,
     key: String,
     /// First and, exclusive, last byte; `u64::MAX`: to the end.
-    range: Option<Range<u64>>,
+    pub(super) range: Option<Range<u64>>,
 }
 
 /// An answer with a block.
-struct Opened {
-    meta: Meta,
+pub(super) struct Opened {
+    pub(super) meta: Meta,
     /// What of the block follows.
     range: Range<u64>,
     source: Source,
 }
 
-enum Source {
+pub(super) enum Source {
     Member { response: Response, member: Arc<Member> },
     Bytes(Bytes),
 }
 
 /// What one member said.
-enum Heard {
+pub(super) enum Heard {
     Here(Box<Opened>),
     Absent,
     Elsewhere(String),
@@ -231,7 +231,7 @@ impl Inner {
         self.budget.earn();
         let (mut asked, mut first_absent, mut attempts) = (Asked::default(), None, 0);
         let mut last = "no member of any group is up".to_owned();
-        for place in places {
+        for (at, place) in places.iter().copied().enumerate() {
             let member = net.member(place);
             if member.leave() == Leave::Refused {
                 last = format!("member {} at {} has not been answering", member.routed.name, member.routed.address);
@@ -243,7 +243,7 @@ impl Inner {
             attempts += 1;
             // Elsewhere nothing was chosen.
             let spread = if Some(place.0) == selected { spread } else { 1 };
-            match self.ask_member(&net, place, ask, spread, until).await {
+            match self.ask_in_rank(&net, &places, at, ask, spread, until).await {
                 Heard::Here(opened) => return Ok(*opened),
                 Heard::Absent => {
                     asked.absent(place);
@@ -270,7 +270,7 @@ impl Inner {
     }
 
     /// One question to one member.
-    async fn ask_member(&self, net: &Net, place: Place, ask: &Ask, spread: u16, until: Instant) -> Heard {
+    pub(super) async fn ask_member(&self, net: &Net, place: Place, ask: &Ask, spread: u16, until: Instant) -> Heard {
         let member = net.member(place);
         let mut request = match member.block_request(ask.method.clone(), &ask.key) {
             Ok(request) => request,
@@ -413,7 +413,7 @@ impl Inner {
 }
 
 impl Opened {
-    fn is_dirty(&self) -> bool {
+    pub(super) fn is_dirty(&self) -> bool {
         matches!(&self.meta.via, Via::Member { cache_status, .. } if cache_status.contains(DIRTY))
     }
 }

@@ -1,4 +1,6 @@
-//! Leases of hot blocks against real members: the reads of one key spread over its group, but for a block that is dirty.
+//! Leases of hot blocks against real members: the reads of one key spread over its group.
+//!
+//! Part of `client`. Not while the block is dirty, for the others don't have it; and what a lease has made is gone with the block.
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};

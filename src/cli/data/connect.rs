@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use clap::Args;
 
 use crate::cli::client_file::ClientFile;
-use crate::client::{Client, Settings};
+use crate::client::{Client, Hedging, Settings};
 use crate::config::ConfigError;
 use crate::follow::bearer::Bearer;
 use crate::origin::CredentialSource;
@@ -65,6 +65,7 @@ impl Connection {
             directory,
             credentials,
             store_ca: file.store_ca,
+            hedge: if file.hedge { Hedging::On } else { Hedging::Off },
             ..Settings::new(&admin, bearer)
         })
     }

@@ -1,4 +1,6 @@
 //! Leases of hot blocks: given for clean blocks of a group with several members, and for nothing else.
+//!
+//! Part of the handler's tests. The windows in which a handler counts are real seconds: reads go on until a lease comes, within a bound.
 
 use super::*;
 use crate::lease::Lease;
