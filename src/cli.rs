@@ -1,12 +1,14 @@
 //! The command line: `forebay proxy`, `format`, `inspect`, `verify`, `dev`, `admin`, and what controls an admin: `store`, `volume`,
 //! `group`, `member`, `attach`, `detach`,
-//! `token`, `key`; and what a client does with a volume: `get`, `put`, `head`, `rm`, `ls`, `probe`, `check`.
+//! `token`, `key`; and what a client does with a volume: `get`, `put`, `head`, `rm`, `ls`, `probe`, `check`;
+//! `completion` for shells.
 //!
 //! Results on stdout, logs and errors on stderr. Exit 0 ok, 1 failed, 2 usage or configuration; 3 and 4 see `data`.
 
 #[cfg(feature = "admin")]
 pub mod admin;
 pub mod client_file;
+pub mod completion;
 #[cfg(feature = "admin")]
 pub mod control;
 pub mod data;
@@ -21,7 +23,7 @@ pub mod verify;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory as _, Parser, Subcommand};
 
 use crate::client::ClientError;
 use crate::config::ConfigError;
@@ -89,6 +91,8 @@ enum Command {
     #[cfg(feature = "admin")]
     #[command(subcommand)]
     Key(control::tokens::KeyCommand),
+    /// Print a script with which a shell completes this command line.
+    Completion(completion::CompletionArgs),
     /// Answer constant bytes: the ceiling that benchmarks compare with.
     #[command(name = "proxy-null", hide = true)]
     ProxyNull(null::NullArgs),
@@ -137,6 +141,7 @@ pub fn run() -> ExitCode {
         Command::Detach(ends) => control::detach(ends),
         #[cfg(feature = "admin")]
         Command::Key(command) => control::tokens::keys(&command),
+        Command::Completion(args) => completion::run(&args, &Cli::command()),
         Command::ProxyNull(args) => null::run(args),
     };
     match outcome {

@@ -416,10 +416,10 @@ fn own(document: &GroupRouting, link: &AdminLink) -> Own {
     let itself = document.member(&link.member);
     let members = document.group(&document.group).map(|group| group.members.as_slice()).unwrap_or_default();
     let counted = members.iter().filter(|member| member.state == MemberState::Up || Some(*member) == itself);
-    let members: Vec<_> = counted.filter_map(|member| member.ranked()).collect();
-    let id = itself.and_then(|member| member.ranked()).map(|member| member.id);
-    let at = members.iter().position(|member| Some(member.id) == id);
-    Own { members, at }
+    let counted: Vec<_> = counted.filter_map(|member| Some((member.ranked()?, member.name.clone()))).collect();
+    let (members, names): (Vec<_>, Vec<_>) = counted.into_iter().unzip();
+    let at = itself.and_then(|itself| names.iter().position(|name| *name == itself.name));
+    Own { members, names, at }
 }
 
 fn keys(document: &GroupRouting) -> anyhow::Result<PublicKeys> {

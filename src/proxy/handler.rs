@@ -271,13 +271,14 @@ impl<B: Blocks> Handler<B> {
 
     /// Refuses a block that belongs to another member, if that is to be refused.
     fn check_own(&self, key: &BlockKey) -> Result<(), Failure> {
-        match &self.served.borrow().all.strict {
-            Some(own) if !own.is_first(&key.volume, &key.key) => Err(Failure::new(
-                Problem::NotOwner,
-                "ask the member that the volume's routing ranks first for this key",
-            )),
-            _ => Ok(()),
-        }
+        let served = self.served.borrow();
+        let Some(own) = &served.all.strict else { return Ok(()) };
+        own.check(&key.volume, &key.key).map_err(|first| match first {
+            Some(first) => {
+                Failure::new(Problem::NotOwner, format!("ask member {first}, which is the first in rank for this key"))
+            }
+            None => Failure::new(Problem::NotOwner, "no member of this group is up or draining"),
+        })
     }
 
     /// The key that `encoded` names, if its block could be stored.

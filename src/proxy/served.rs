@@ -71,6 +71,8 @@ pub struct HomeMember {
 pub struct Own {
     /// In no order.
     pub members: Vec<Member>,
+    /// Their names.
+    pub names: Vec<String>,
     /// This node's position; `None`: it is not among them.
     pub at: Option<usize>,
 }
@@ -92,9 +94,14 @@ impl Served {
 }
 
 impl Own {
-    /// Whether this node is the first in rank for the block.
-    #[must_use]
-    pub fn is_first(&self, volume: &str, key: &str) -> bool {
-        self.at.is_some() && KeyHash::of(volume, key).first(&self.members) == self.at
+    /// Whose the block is, if it is another's than this node's.
+    ///
+    /// # Errors
+    /// That member's name; `None` if there is no member that blocks are dealt to.
+    pub fn check(&self, volume: &str, key: &str) -> Result<(), Option<&str>> {
+        match KeyHash::of(volume, key).first(&self.members) {
+            Some(first) if Some(first) == self.at => Ok(()),
+            first => Err(first.map(|first| self.names[first].as_str())),
+        }
     }
 }

@@ -1,6 +1,8 @@
 //! A deployment of real processes: an S3 server that can go away, an admin, proxies that follow it; and a client that asks them.
 //!
-//! Used by the tests of `routing`. Everything lies in one directory below `target/` and ends with its value.
+//! Used by the tests of `routing` and `membership`. Everything lies in one directory below `target/` and ends with its value.
+
+#![allow(dead_code)] // Each test binary uses a part of it.
 
 use std::cell::RefCell;
 use std::fs;
@@ -23,8 +25,8 @@ use serde_json::Value;
 
 pub const BOUND: Duration = Duration::from_secs(60);
 pub const BUCKET: &str = "blocks";
-const ACCESS_KEY: &str = "AKROUTING";
-const SECRET_KEY: &str = "routing-secret";
+pub const ACCESS_KEY: &str = "AKROUTING";
+pub const SECRET_KEY: &str = "routing-secret";
 
 /// The deployment.
 pub struct Deployment {
