@@ -13,3 +13,4 @@ pub mod routing_view;
 pub mod rules;
 pub mod server;
 pub mod sqlite;
+pub mod sts;

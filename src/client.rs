@@ -20,6 +20,7 @@ mod race;
 mod read;
 pub mod select;
 mod sending;
+mod session;
 mod write;
 
 use std::path::PathBuf;
@@ -34,6 +35,7 @@ use tokio::time::Instant;
 pub use error::ClientError;
 pub use read::{Block, Meta, Via};
 pub use sending::Sent;
+pub use session::StoreAccess;
 pub use write::{PutCondition, PutDone};
 
 use bypass::Bypass;
@@ -42,6 +44,7 @@ use member::{Reach, locked};
 use net::Net;
 use probe::GroupProbe;
 use select::Selector;
+use session::Sessions;
 
 use crate::follow::bearer::Bearer;
 use crate::follow::https::SetupError;
@@ -155,6 +158,10 @@ pub struct Counters {
     pub hedged_reads: AtomicU64,
     /// Those that the second answered.
     pub hedges_won: AtomicU64,
+    /// Session credentials that were given, renewals among them.
+    pub sessions_obtained: AtomicU64,
+    /// Questions for session credentials that failed.
+    pub sessions_failed: AtomicU64,
 }
 
 /// An open volume. Cheap to clone; its tasks end with the last clone.
@@ -164,11 +171,11 @@ pub struct Client {
     _tasks: Arc<Tasks>,
 }
 
-struct Tasks(JoinHandle<()>);
+struct Tasks([JoinHandle<()>; 2]);
 
 impl Drop for Tasks {
     fn drop(&mut self) {
-        self.0.abort();
+        self.0.iter().for_each(JoinHandle::abort);
     }
 }
 
@@ -187,6 +194,7 @@ struct Inner {
     budget: RetryBudget,
     counters: Counters,
     bypass: Mutex<Option<Arc<Bypass>>>,
+    sessions: Sessions,
     started: Instant,
 }
 
@@ -233,10 +241,11 @@ impl Client {
             budget: RetryBudget::new(&RetrySettings { budget_max: 100, ..RetrySettings::default() }),
             counters: Counters::default(),
             bypass: Mutex::default(),
+            sessions: Sessions::default(),
             started: Instant::now(),
         });
-        let tasks = Arc::new(Tasks(tokio::spawn(probe::run(Arc::clone(&inner)))));
-        Ok(Client { inner, _tasks: tasks })
+        let tasks = [tokio::spawn(probe::run(Arc::clone(&inner))), tokio::spawn(session::run(Arc::clone(&inner)))];
+        Ok(Client { inner, _tasks: Arc::new(Tasks(tasks)) })
     }
 
     /// Probes every group now and shows what was found, and which group is selected.
@@ -268,12 +277,23 @@ impl Client {
         &self.inner.counters
     }
 
-    /// The store, by this client's own credentials, whatever the volume says about bypassing: for lists and checks.
+    /// The store, by this client's own credentials, else by session credentials, whatever the volume says about bypassing: for lists and checks.
     ///
     /// # Errors
     /// Why not, with the fix.
-    pub fn store(&self) -> Result<Arc<Bypass>, String> {
-        self.inner.store(&self.inner.net())
+    pub async fn store(&self) -> Result<Arc<Bypass>, String> {
+        self.inner.store(&self.inner.net()).await
+    }
+
+    /// What this client has to ask the store with at the moment.
+    #[must_use]
+    pub fn store_access(&self) -> StoreAccess {
+        if self.inner.settings.credentials.load().is_ok() {
+            return StoreAccess::Own;
+        }
+        let counted = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        let counters = &self.inner.counters;
+        self.inner.sessions.access(counted(&counters.sessions_obtained), counted(&counters.sessions_failed))
     }
 }
 
@@ -310,23 +330,29 @@ impl Inner {
     }
 
     /// The store as the volume allows it for a read, or a write.
-    fn bypass(&self, net: &Net, wanted: BypassRule) -> Result<Arc<Bypass>, String> {
+    async fn bypass(&self, net: &Net, wanted: BypassRule) -> Result<Arc<Bypass>, String> {
         let rule = net.routing.volume.bypass;
         let is_allowed = match wanted {
             BypassRule::Reads => rule != BypassRule::Never,
             _ => rule == BypassRule::Always,
         };
-        if is_allowed { self.store(net) } else { Err("the volume's `bypass` does not allow this".to_owned()) }
+        if is_allowed { self.store(net).await } else { Err("the volume's `bypass` does not allow this".to_owned()) }
     }
 
-    fn store(&self, net: &Net) -> Result<Arc<Bypass>, String> {
-        let mut kept = locked(&self.bypass);
-        if let Some(bypass) = &*kept {
+    async fn store(&self, net: &Net) -> Result<Arc<Bypass>, String> {
+        if let Some(bypass) = &*locked(&self.bypass) {
             return Ok(Arc::clone(bypass));
         }
-        let credentials = self.settings.credentials.clone();
+        let own = self.settings.credentials.clone();
+        let credentials = match own.load() {
+            Err(missing) if net.routing.store.sessions => {
+                let keys = self.sessions.keys().await.map_err(|why| format!("{missing}; and {why}"))?;
+                CredentialSource::Keys(keys)
+            }
+            _ => own,
+        };
         let bypass = Arc::new(Bypass::new(&net.routing, credentials, self.settings.store_ca.as_deref())?);
-        *kept = Some(Arc::clone(&bypass));
+        *locked(&self.bypass) = Some(Arc::clone(&bypass));
         Ok(bypass)
     }
 

@@ -45,6 +45,15 @@ pub struct Store {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "admin", schema(write_only))]
     pub credentials: Option<String>,
+    /// The URL of the STS that gives clients session credentials for their volumes. The admin asks it, with the keys that `credentials` names on the admin's machine.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts_endpoint: Option<String>,
+    /// The ARN of the role that is assumed, narrowed to the volume's prefix.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts_role: Option<String>,
+    /// How long such credentials last, 1 to 43,200; most services want 900 at least. Default: an hour.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sts_seconds: Option<u32>,
     /// Whether credentials are named. Returned, and left out of account when it is sent.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[cfg_attr(feature = "admin", schema(read_only))]

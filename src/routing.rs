@@ -5,6 +5,7 @@
 //! lower revision than it has seen. The same content under the same key is the same bytes, for Ed25519 draws nothing.
 
 pub mod group;
+pub mod session;
 
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,9 @@ pub struct RoutedStore {
     pub names: KeyNames,
     /// Whether conditional PUTs are atomic.
     pub conditional_put: bool,
+    /// Whether the admin gives session credentials for it.
+    #[serde(default)]
+    pub sessions: bool,
 }
 
 /// A group that serves the volume.

@@ -10,6 +10,8 @@ mod hedged;
 #[path = "client/hot.rs"]
 mod hot;
 mod running;
+#[path = "client/sessions.rs"]
+mod sessions;
 
 use std::collections::BTreeSet;
 use std::path::Path;

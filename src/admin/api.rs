@@ -10,6 +10,7 @@ pub mod fault;
 pub mod overview;
 pub mod records;
 pub mod routing;
+pub mod sessions;
 #[cfg(test)]
 mod tests;
 
@@ -39,6 +40,9 @@ pub struct App {
     signed: routing::SignedRoutings,
     /// Places for those who wait for a change.
     waits: Semaphore,
+    sts: super::sts::Sts,
+    /// Places for questions to an STS.
+    questions: Semaphore,
     clock: fn() -> u64,
 }
 
@@ -75,6 +79,8 @@ enum Work {
     Blocking(fn(&App, &Call) -> Result<Reply, Fault>),
     /// The long poll.
     Routing,
+    /// A question to an STS.
+    Sessions,
 }
 
 /// One route.
@@ -128,7 +134,8 @@ impl App {
         let revision = looked(&*registry, |view| view.revision())?;
         let revision = watch::Sender::new(revision);
         let (signed, waits) = (routing::SignedRoutings::default(), Semaphore::new(routing::WAITS_MAX));
-        Ok(App { registry, revision, stopping, signed, waits, clock })
+        let (sts, questions) = (super::sts::Sts::default(), Semaphore::new(sessions::QUESTIONS_MAX));
+        Ok(App { registry, revision, stopping, signed, waits, sts, questions, clock })
     }
 
     /// Answers one request.
@@ -151,11 +158,13 @@ impl App {
             match work {
                 Work::Blocking(work) => work(&app, &call).map(Done::Reply),
                 Work::Routing => Ok(Done::Waiting(call)),
+                Work::Sessions => Ok(Done::Asking(call)),
             }
         });
         match done.await.map_err(|_| Fault::internal())?? {
             Done::Reply(reply) => Ok(reply),
             Done::Waiting(call) => routing::wait(self, Arc::new(call)).await,
+            Done::Asking(call) => sessions::give(self, call).await,
         }
     }
 
@@ -268,6 +277,7 @@ impl App {
 enum Done {
     Reply(Reply),
     Waiting(Call),
+    Asking(Call),
 }
 
 /// Every route there is.
@@ -276,6 +286,7 @@ pub fn routes() -> Vec<Route> {
     routes.extend(records::routes());
     routes.extend(access::routes());
     routes.extend(routing::routes());
+    routes.extend(sessions::routes());
     routes
 }
 

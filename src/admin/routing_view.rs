@@ -101,8 +101,9 @@ fn record(view: &dyn View, id: RecordId) -> Result<Option<Record>, RegistryError
 }
 
 fn routed_store(store: Store) -> RoutedStore {
-    let Store { name, endpoint, region, bucket, path_style, names, conditional_put, .. } = store;
-    RoutedStore { name, endpoint, region, bucket, path_style, names, conditional_put }
+    let Store { name, endpoint, region, bucket, path_style, names, conditional_put, sts_endpoint, .. } = store;
+    let sessions = sts_endpoint.is_some();
+    RoutedStore { name, endpoint, region, bucket, path_style, names, conditional_put, sessions }
 }
 
 fn group_store(store: Store) -> GroupStore {

@@ -181,8 +181,10 @@ pub fn remove(args: BlockArgs) -> anyhow::Result<()> {
 pub fn list(args: ListArgs) -> anyhow::Result<()> {
     let opened = Opened::new(&args.connection, &args.volume)?;
     opened.run(async |client| {
-        let store = client.store().map_err(|reason| {
-            anyhow::anyhow!("lists come from the store, by your own credentials, and there are none: {reason}")
+        let store = client.store().await.map_err(|reason| {
+            anyhow::anyhow!(
+                "lists come from the store, by credentials of yours or of a session, and there are none: {reason}"
+            )
         })?;
         let mut continuation = None;
         let mut stdout = io::stdout().lock();

@@ -384,7 +384,7 @@ impl Inner {
     /// Nobody answered: the store, if the volume allows it. `why` is what the last member said.
     async fn read_store(&self, net: &Net, ask: &Ask, why: String) -> Result<Opened, ClientError> {
         let is_write_back = net.volume.write == WriteMode::Back;
-        let store = match self.bypass(net, BypassRule::Reads) {
+        let store = match self.bypass(net, BypassRule::Reads).await {
             Ok(store) => store,
             Err(reason) => return Err(ClientError::Unavailable(format!("{why}; and not from the store: {reason}"))),
         };

@@ -164,7 +164,7 @@ impl Client {
             Err(Outcome::Failed(failed)) => {
                 let net = self.inner.net();
                 let may_bypass = net.volume.write == WriteMode::Through && !failed.was_answered;
-                if may_bypass && let Ok(store) = self.inner.bypass(&net, BypassRule::Always) {
+                if may_bypass && let Ok(store) = self.inner.bypass(&net, BypassRule::Always).await {
                     store.delete(key).await?;
                     self.inner.counters.bypassed_writes.fetch_add(1, Ordering::Relaxed);
                     self.inner.sweep(&net, key, None).await;
@@ -263,7 +263,7 @@ impl Inner {
         if failed.was_answered || matches!(condition, PutCondition::Matches(_)) || does_anybody_answer(net).await {
             return Err(self.given_up(net, failed));
         }
-        let Ok(store) = self.bypass(net, BypassRule::Always) else { return Err(self.given_up(net, failed)) };
+        let Ok(store) = self.bypass(net, BypassRule::Always).await else { return Err(self.given_up(net, failed)) };
         if body.len() as u64 > u64::from(net.routing.volume.block_size) {
             return Err(ClientError::Refused("the block is larger than the volume allows".to_owned()));
         }

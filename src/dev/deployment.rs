@@ -13,6 +13,7 @@ use super::keys;
 use super::layout::{Layout, Secrecy, write_whole};
 use super::node_config::{Bucket, Mode, STORE, Volume};
 use super::plan::{FAR, NEAR, Plan};
+use super::s3_server::ROLE;
 use crate::admin::keys::{Wish, ensure_key, issue};
 use crate::admin::registry::{
     Actor, Change, Guard, Listing, Record, RecordId, Registry, RegistryError, Versioned, looked,
@@ -124,6 +125,10 @@ impl Making<'_> {
             conditional_put: true,
             single_writer: false,
             credentials: Some(credentials.clone()),
+            // The built-in server's own.
+            sts_endpoint: bucket.keys.as_ref().map(|_| bucket.endpoint.clone()),
+            sts_role: bucket.keys.as_ref().map(|_| ROLE.to_owned()),
+            sts_seconds: None,
             credentials_set: None,
         };
         self.ensure(Record::Store(store), |kept| {
@@ -131,6 +136,10 @@ impl Making<'_> {
                 kept.endpoint.clone_from(&bucket.endpoint);
                 kept.region.clone_from(&bucket.region);
                 kept.credentials = Some(credentials);
+                if bucket.keys.is_some() {
+                    kept.sts_endpoint = Some(bucket.endpoint.clone());
+                    kept.sts_role = Some(ROLE.to_owned());
+                }
             }
         })
     }

@@ -1,7 +1,7 @@
 //! A real S3 server on loopback, for `forebay dev` and quick tests: s3s-fs in process, on a thread of its own.
 //!
 //! Never in the data path of a proxy: it listens on a socket like any store and enforces SigV4. A thin layer over
-//! s3s's `S3` trait adds what s3s-fs lacks (see `layer`), and every request leaves a line in an access log. Stops when
+//! s3s's `S3` trait adds what s3s-fs lacks (see `layer`), STS's AssumeRole gives session credentials (see `sessions`), and every request leaves a line in an access log. Stops when
 //! it is told to or dropped; objects stay in its folder.
 
 mod body;
@@ -9,6 +9,8 @@ mod layer;
 mod list;
 mod log;
 mod names;
+mod policy;
+mod sessions;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -22,12 +24,13 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use s3s::auth::SimpleAuth;
 use s3s::service::{S3Service, S3ServiceBuilder};
 use s3s_fs::FileSystem;
 use tokio::sync::oneshot;
 
 pub use self::log::{AccessEntry, AccessLog};
+pub use self::sessions::ROLE;
+use self::sessions::Sessions;
 
 /// The region of a server that is not told another.
 pub const REGION: &str = "us-east-1";
@@ -164,7 +167,10 @@ fn service(options: &S3ServerOptions) -> io::Result<S3Service> {
     let fs = FileSystem::new(&root).map_err(|error| io::Error::other(format!("s3s-fs: {error:?}")))?;
     let layer = layer::Layer::new(fs, root, &options.region, names::Names::new(folder));
     let mut builder = S3ServiceBuilder::new(layer);
-    builder.set_auth(SimpleAuth::from_single(options.access_key.clone(), options.secret_key.clone()));
+    let sessions = Sessions::new(&options.access_key, &options.secret_key);
+    builder.set_auth(sessions.clone());
+    builder.set_access(sessions.clone());
+    builder.set_route(sessions);
     Ok(builder.build())
 }
 

@@ -69,6 +69,27 @@ pub enum CredentialError {
 }
 
 impl CredentialSource {
+    /// What a reference of a store's record names on this machine: `usual`, `env`, `profile:NAME` or `file:PATH#PROFILE`; the admin has checked its form.
+    #[must_use]
+    pub fn referred(reference: Option<&str>) -> CredentialSource {
+        let file = |path: Option<&str>, profile: &str| CredentialSource::File {
+            path: path.map(PathBuf::from),
+            profile: Some(profile.to_owned()),
+        };
+        match reference {
+            Some("env") => CredentialSource::Environment,
+            Some(text) => match (text.strip_prefix("profile:"), text.strip_prefix("file:")) {
+                (Some(profile), _) => file(None, profile),
+                (_, Some(place)) => match place.rsplit_once('#') {
+                    Some((path, profile)) => file(Some(path), profile),
+                    None => file(Some(place), "default"),
+                },
+                _ => CredentialSource::Usual,
+            },
+            None => CredentialSource::Usual,
+        }
+    }
+
     /// Reads the keys.
     ///
     /// # Errors

@@ -2,8 +2,6 @@
 //!
 //! The configuration does not know the pool's types, nor the pool the configuration's: this file is where they meet.
 
-use std::path::PathBuf;
-
 use super::known::KnownVolume;
 use crate::config::checked::Config;
 use crate::config::stores::{Addressing, Credentials, Naming, StoreConfig, Volume};
@@ -29,7 +27,7 @@ pub fn start_pool(config: &Config) -> Result<OriginPool, StartError> {
 /// A volume that an admin told of, and its store, as the pool is told.
 pub fn known_volume(config: &Config, name: &str, known: &KnownVolume) -> (VolumeSettings, StoreSettings) {
     let store = &known.store.store;
-    let credentials = referred(known.store.credentials.as_deref());
+    let credentials = CredentialSource::referred(known.store.credentials.as_deref());
     let settings = StoreSettings::new(&store.name, &store.endpoint, &store.region, &store.bucket, credentials);
     let settings = StoreSettings {
         style: if store.path_style { AddressStyle::Path } else { AddressStyle::VirtualHost },
@@ -47,26 +45,6 @@ pub fn known_volume(config: &Config, name: &str, known: &KnownVolume) -> (Volume
         block_bytes_max: known.block_bytes_max,
     };
     (volume, settings)
-}
-
-/// The credentials that a reference names on this machine; the admin has checked its form.
-fn referred(reference: Option<&str>) -> CredentialSource {
-    let file = |path: Option<&str>, profile: &str| CredentialSource::File {
-        path: path.map(PathBuf::from),
-        profile: Some(profile.to_owned()),
-    };
-    match reference {
-        Some("env") => CredentialSource::Environment,
-        Some(text) => match (text.strip_prefix("profile:"), text.strip_prefix("file:")) {
-            (Some(profile), _) => file(None, profile),
-            (_, Some(place)) => match place.rsplit_once('#') {
-                Some((path, profile)) => file(Some(path), profile),
-                None => file(Some(place), "default"),
-            },
-            _ => CredentialSource::Usual,
-        },
-        None => CredentialSource::Usual,
-    }
 }
 
 fn store_settings(config: &Config, store: &StoreConfig) -> StoreSettings {

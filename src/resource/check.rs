@@ -78,6 +78,7 @@ impl Store {
         if !(3..=63).contains(&self.bucket.len()) || !self.bucket.bytes().all(lawful) {
             return fail("bucket", "write 3 to 63 of a-z, 0-9, . and -");
         }
+        self.check_sts()?;
         match self.credentials.as_deref().map(is_reference) {
             None | Some(true) => Ok(()),
             // The value is not repeated: it may be a secret that was meant for a proxy.
@@ -85,6 +86,37 @@ impl Store {
                 "credentials",
                 "name where a proxy finds them: usual, env, profile:NAME or file:PATH#PROFILE; secrets are not kept here",
             ),
+        }
+    }
+}
+
+impl Store {
+    fn check_sts(&self) -> Result<(), Invalid> {
+        let is_service = |url: &Url| {
+            matches!(url.scheme(), "http" | "https")
+                && url.has_host()
+                && url.username().is_empty()
+                && url.password().is_none()
+                && url.fragment().is_none()
+        };
+        if let Some(endpoint) = &self.sts_endpoint {
+            short("sts_endpoint", endpoint, TEXT_BYTES_MAX)?;
+            if !Url::parse(endpoint).as_ref().is_ok_and(is_service) {
+                return fail("sts_endpoint", "write the STS's URL, http://… or https://…");
+            }
+        }
+        if let Some(role) = &self.sts_role {
+            short("sts_role", role, TEXT_BYTES_MAX)?;
+            if !role.starts_with("arn:") {
+                return fail("sts_role", "write the ARN of the role, such as arn:aws:iam::123456789012:role/forebay");
+            }
+        }
+        if self.sts_endpoint.is_some() != self.sts_role.is_some() {
+            return fail("sts_role", "name both the STS's URL and the role, or neither");
+        }
+        match self.sts_seconds {
+            Some(seconds) if !(1..=43_200).contains(&seconds) => fail("sts_seconds", "write 1 to 43200"),
+            _ => Ok(()),
         }
     }
 }
@@ -252,6 +284,21 @@ mod tests {
         );
         assert_eq!(store(&json!({"endpoint": "s3.example.net"})).check().unwrap_err().field, "endpoint");
         assert_eq!(store(&json!({"bucket": "a/b"})).check().unwrap_err().field, "bucket");
+    }
+
+    #[test]
+    fn an_sts_has_a_url_and_a_role() {
+        let (endpoint, role) = ("https://sts.example.net", "arn:aws:iam::1:role/r");
+        assert_eq!(store(&json!({"sts_endpoint": endpoint, "sts_role": role, "sts_seconds": 900})).check(), Ok(()));
+        for (bad, field) in [
+            (json!({"sts_endpoint": endpoint}), "sts_role"),
+            (json!({"sts_role": role}), "sts_role"),
+            (json!({"sts_endpoint": "https://k:s@sts.example.net", "sts_role": role}), "sts_endpoint"),
+            (json!({"sts_endpoint": endpoint, "sts_role": "forebay"}), "sts_role"),
+            (json!({"sts_endpoint": endpoint, "sts_role": role, "sts_seconds": 0}), "sts_seconds"),
+        ] {
+            assert_eq!(store(&bad).check().unwrap_err().field, field, "{bad}");
+        }
     }
 
     #[test]

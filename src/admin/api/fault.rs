@@ -92,6 +92,11 @@ impl Fault {
         Fault::new(Problem::QueueFull, "too many wait for a change: ask without `wait`, or again later")
     }
 
+    pub(super) fn sts(store: &str, words: &str) -> Fault {
+        tracing::warn!(store, words, "no session credentials");
+        Fault::new(Problem::OriginUnavailable, format!("store {store} gives no session credentials: {words}"))
+    }
+
     /// A body beyond [`super::BODY_BYTES_MAX`].
     pub(in crate::admin) fn body_too_large() -> Fault {
         Fault::new(Problem::BodyTooLarge, format!("send at most {} bytes", super::BODY_BYTES_MAX))

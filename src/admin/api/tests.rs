@@ -164,6 +164,7 @@ fn every_route_is_in_the_document_and_nothing_else() {
         "PUT /v1/volumes/{volume}/groups/{group}",
         "DELETE /v1/volumes/{volume}/groups/{group}",
         "GET /v1/volumes/{volume}/routing",
+        "GET /v1/volumes/{volume}/credentials",
         "GET /v1/groups/{group}/routing",
         "POST /v1/tokens",
         "DELETE /v1/tokens/{id}",
@@ -173,7 +174,7 @@ fn every_route_is_in_the_document_and_nothing_else() {
     ] {
         assert!(served.contains(promised), "{promised}");
     }
-    assert_eq!(served.len(), 37);
+    assert_eq!(served.len(), 38);
 }
 
 #[test]

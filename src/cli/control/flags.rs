@@ -45,6 +45,15 @@ pub struct StoreFlags {
     /// Where a proxy finds the credentials: usual, env, profile:NAME or file:PATH#PROFILE. Never the secret itself.
     #[arg(long, value_name = "REFERENCE")]
     credentials: Option<String>,
+    /// The STS that gives clients session credentials, or none.
+    #[arg(long, value_name = "URL")]
+    sts_endpoint: Option<String>,
+    /// The role that is assumed there, or none.
+    #[arg(long, value_name = "ARN")]
+    sts_role: Option<String>,
+    /// How long session credentials last.
+    #[arg(long, value_name = "SECONDS")]
+    sts_seconds: Option<u32>,
 }
 
 /// Settings of a volume.
@@ -129,7 +138,13 @@ fn set_fields(flags: &impl Serialize) -> anyhow::Result<Map<String, Value>> {
 
 impl Patch for StoreFlags {
     fn patch(&self) -> anyhow::Result<Map<String, Value>> {
-        set_fields(self)
+        let mut fields = set_fields(self)?;
+        for name in ["sts_endpoint", "sts_role"] {
+            if let Some(value) = fields.get_mut(name).filter(|value| *value == "none") {
+                *value = Value::Null;
+            }
+        }
+        Ok(fields)
     }
 }
 

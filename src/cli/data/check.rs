@@ -10,7 +10,7 @@ use bytes::Bytes;
 use clap::Args;
 
 use super::connect::{Connection, runtime};
-use crate::client::{Client, ClientError, PutCondition};
+use crate::client::{Client, ClientError, PutCondition, StoreAccess};
 use crate::resource::Bypass;
 
 /// `forebay check`
@@ -92,11 +92,19 @@ async fn steps(client: &Client, args: &CheckArgs, found: &mut Found) {
     let selected = client.selected().ok_or_else(|| "no group is reachable".to_owned());
     found.say("group", selected.map(|name| format!("{name} is selected")));
     scratch(client, args, found).await;
-    match (client.store(), routing.volume.bypass) {
+    match (client.store().await, routing.volume.bypass) {
         (Ok(store), _) => {
             let listed = store.list("", None).await;
             let words = |error: ClientError| format!("{error}: may these credentials list and read the bucket?");
-            found.say("store", listed.map(|_| "answers to this client's own credentials".to_owned()).map_err(words));
+            found.say(
+                "store",
+                listed
+                    .map(|_| match client.store_access() {
+                        StoreAccess::Session { .. } => "answers to session credentials".to_owned(),
+                        _ => "answers to this client's own credentials".to_owned(),
+                    })
+                    .map_err(words),
+            );
         }
         (Err(reason), Bypass::Never) => found.say("store", Ok(format!("not needed: bypass is never ({reason})"))),
         (Err(reason), _) => {

@@ -8,8 +8,10 @@ use clap::Args;
 use serde_json::json;
 
 use super::connect::{Connection, Opened};
+use crate::client::StoreAccess;
 use crate::client::probe::GroupProbe;
 use crate::resource::Bypass;
+use crate::token::Right;
 
 /// `forebay probe`
 #[derive(Debug, Args)]
@@ -34,7 +36,7 @@ pub fn probe(args: ProbeArgs) -> anyhow::Result<()> {
     let opened = Opened::new(&args.connection, &args.volume)?;
     opened.run(async |client| {
         let rule = client.routing().volume.bypass;
-        let bypass = client.store().map(drop);
+        let bypass = client.store().await.map(drop);
         if let (Err(reason), true) = (&bypass, rule != Bypass::Never) {
             eprintln!(
                 "forebay: WARNING: if no proxy answers, nothing can be read: the volume allows going straight to its store, but \
@@ -48,11 +50,11 @@ pub fn probe(args: ProbeArgs) -> anyhow::Result<()> {
                     "volume": args.volume,
                     "revision": client.routing().revision,
                     "groups": groups,
-                    "bypass": {"rule": rule, "usable": bypass.is_ok()},
+                    "bypass": {"rule": rule, "usable": bypass.is_ok(), "by": client.store_access()},
                 });
                 writeln!(io::stdout(), "{said}")?;
             } else {
-                write!(io::stdout(), "{}", table(&groups))?;
+                write!(io::stdout(), "{}{}", table(&groups), by(&client.store_access()))?;
             }
             let Some(seconds) = args.watch else {
                 anyhow::ensure!(groups.iter().any(|group| group.selected), "no group is reachable");
@@ -62,6 +64,19 @@ pub fn probe(args: ProbeArgs) -> anyhow::Result<()> {
             tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
         }
     })
+}
+
+/// How the store would be asked, where that is worth a word.
+fn by(access: &StoreAccess) -> String {
+    match access {
+        StoreAccess::Session { right, expires_in_seconds, obtained, .. } => {
+            let right = if *right == Right::Read { "reads" } else { "reads and writes" };
+            format!(
+                "bypass: {right} by session credentials, good for {expires_in_seconds} s more, {obtained} given so far\n"
+            )
+        }
+        StoreAccess::Own | StoreAccess::None => String::new(),
+    }
 }
 
 /// One line a member, the selected group marked.
