@@ -45,6 +45,7 @@ mod extension;
 mod footer;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+mod gone;
 mod index;
 pub mod inspect;
 mod journal;

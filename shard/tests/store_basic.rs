@@ -56,6 +56,20 @@ fn i6_a_fill_whose_validity_was_cleared_is_never_published() {
     bench.run(async |store| assert!(store.find("k").is_none()));
 }
 
+/// Seed 2022712 found it: recovery took such a block for overtaken, and a pin that it had was gone.
+#[test]
+fn i13_a_fill_is_not_published_after_a_newer_one_that_is_gone_again() {
+    let bench = Bench::new(15, geometry());
+    bench.run(async |store| {
+        let older = store.fill("k", content(1, 3000), Validity::default(), Commit::Lazy);
+        store.fill("k", content(1, 3000), Validity::default(), Commit::Durable).await.unwrap();
+        store.store.remove(store.identity("k"), store.generation("k").unwrap()).await.unwrap();
+        assert_eq!(older.await.unwrap(), Appended::Invalidated);
+        let next = store.fill("k", content(1, 3000), Validity::default(), Commit::Lazy).await;
+        assert_eq!(next.unwrap(), Appended::Published);
+    });
+}
+
 #[test]
 fn i4_a_fill_never_replaces_a_dirty_block() {
     let bench = Bench::new(4, geometry());

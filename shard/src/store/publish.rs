@@ -48,6 +48,7 @@ impl State {
             PutMode::Fill(validity) => {
                 (validity.holds() || canary::is(Canary::StaleFillOnDisk))
                     && is_newest
+                    && !self.gone.hides(identity, generation)
                     && current.is_none_or(|entry| entry.state() == EntryIs::Clean)
             }
             PutMode::Confirmed(validity) => validity.holds() && is_newest,
@@ -222,6 +223,9 @@ impl State {
     /// Removes the present entry of an identity and settles its accounts; recovery also drops superseded ones so.
     pub fn take_out(&mut self, entry: Entry) {
         let removed = self.index.remove(entry.identity());
+        if entry.place().is_some() {
+            self.gone.note(entry.identity(), entry.generation());
+        }
         assert_eq!(removed.map(|entry| entry.generation()), Some(entry.generation()), "the present entry is removed");
         self.release(entry);
     }

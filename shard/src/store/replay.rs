@@ -13,6 +13,7 @@ use forebay_io::{DiskFile, IoError, Runtime};
 use std::collections::{HashMap, HashSet};
 
 use super::doubt::{self, Doubtful, RecordAt};
+use super::gone::Gone;
 use super::journal::{Journal, Point, Ring};
 use super::publish::PutMode;
 use super::record::{PlainPut, PutRecord, Record};
@@ -322,6 +323,7 @@ pub fn empty_state(region_count: u32, journal: Journal) -> State {
         journal,
         checkpoint_number: 0,
         next_generation: 1,
+        gone: Gone::default(),
         life: Life::Running,
         stalled: false,
         unsynced_regions: Default::default(),

@@ -12,6 +12,7 @@ use super::block::DirtyRecord;
 use super::commit::Item;
 use super::dirty_table::DirtyTable;
 use super::extension::Extensions;
+use super::gone::Gone;
 use super::index::Index;
 use super::journal::Journal;
 use super::regions::{RegionTable, StreamKind};
@@ -52,6 +53,8 @@ pub struct State {
     pub checkpoint_number: u64,
     /// The next number of the sequence.
     pub next_generation: u64,
+    /// What left the index with nothing in its place.
+    pub gone: Gone,
     /// Whether writes are taken.
     pub life: Life,
     /// The disk does not answer: whoever waits for a commit is told so.
