@@ -85,6 +85,16 @@ canaries! {
     RelocationOverNewer = "relocation-over-newer" breaks "I13";
     /// A block that is written again because it was used takes the place of whatever its key holds by now.
     ReinsertionOverNewer = "reinsertion-over-newer" breaks "I6";
+    /// A block that is written again because it was used is published although its key was dropped meanwhile.
+    ReinsertionAfterRemoval = "reinsertion-after-removal" breaks "I6";
+    /// A key whose entry lies on another disk than its home is looked for at home.
+    StrayOverlooked = "stray-overlooked" breaks "I13";
+    /// A key is looked for at home before its entry on the other disk is durably gone.
+    StraySettledEarly = "stray-settled-early" breaks "I13";
+    /// When the set of disks has changed, the clean copies that keys leave behind stay where they are.
+    MovedCopyKept = "moved-copy-kept" breaks "I13";
+    /// After a change of the set a key is looked for at home although it may be dirty on a disk that is not here.
+    MissingDiskOverlooked = "missing-disk-overlooked" breaks "P3";
     /// After a failed sync writes go on as if nothing were in doubt.
     DoubtReturns = "doubt-returns" breaks "I11";
     /// A delete that passes an offline disk by leaves no trace on it.

@@ -13,6 +13,7 @@ use std::sync::Arc;
 
 use forebay_io::{Disk, Runtime};
 
+use crate::canary::{self, Canary};
 use crate::config::{ShardConfig, SyncMode};
 use crate::health::{HealthCounts, HealthReport, HealthState, Monitor, Reason, WatchedDisk};
 use crate::key::{BlockKey, Generation, Identity, IdentityKey, IdentityMap};
@@ -121,11 +122,14 @@ impl<D: Disk, R: Runtime> DiskSet<D, R> {
         if let [only] = &self.places[..] {
             return only.disk.as_ref().ok();
         }
-        if let Some(number) = self.strays.borrow().get(&identity) {
+        if let Some(number) = self.strays.borrow().get(&identity)
+            && !canary::is(Canary::StrayOverlooked)
+        {
             return self.places[usize::from(*number)].disk.as_ref().ok();
         }
         let home = self.places[self.home(identity)].disk.as_ref().ok();
-        if home.is_some() && (self.possible == Strays::None || self.is_whole()) {
+        let is_sure = self.possible == Strays::None || self.is_whole() || canary::is(Canary::MissingDiskOverlooked);
+        if home.is_some() && is_sure {
             return home;
         }
         // No other disk has an entry where one has: that one is the key's, wherever the key belongs.

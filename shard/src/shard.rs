@@ -251,6 +251,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.inner.disks.of(identity).ok_or(StoreError::Away)
     }
 
+    /// Which of the [`Seats`] has the disk that a key is on, or would go to. `None`: it may lie on a disk that is not here.
+    #[must_use]
+    pub fn seat_of(&self, key: &BlockKey) -> Option<u16> {
+        self.inner.disks.of(self.identity(key)).map(|disk| disk.number)
+    }
+
     /// Whether blocks of this key that need not be on disk are put there.
     pub(crate) fn admits_to_disk(&self, identity: Identity) -> bool {
         self.disk(identity).is_ok_and(OpenDisk::admits)

@@ -17,8 +17,9 @@ use forebay_io::sim::{Faults, Latency, OneIn};
 use forebay_shard::disks::Strays;
 use forebay_shard::health::{HealthState, Reason};
 use forebay_shard::key::BlockKey;
-use forebay_shard::outcome::{DeclinedReason, Durability, Headed, PutDone, Removed};
+use forebay_shard::outcome::{DeclinedReason, Durability, Headed, PinDone, PutDone, Removed, UnpinDone};
 use forebay_shard::sim_origin::Link;
+use forebay_shard::store::Pinning;
 use node::{body, key};
 use rack::{Answer, Rack, content, count, numbered};
 
@@ -104,6 +105,46 @@ fn i13_a_put_or_delete_over_a_stray_supersedes_it_whatever_the_power_does() {
     rack.open(&["a"], Strays::None);
     let left = (0..KEYS).filter(|n| matches!(rack.get(&numbered(*n)), Answer::Body(..))).count();
     assert!(left < 20, "{left} of 20 are on the first disk still");
+}
+
+#[test]
+fn i14_what_is_pinned_stays_where_it_lies_when_the_set_changes_until_it_is_unpinned() {
+    for is_flushed in [false, true] {
+        let mut rack = Rack::new(&["a", "b"]);
+        rack.open(&["a"], Strays::None);
+        rack.put_all(0..KEYS);
+        let pins: Vec<BlockKey> = (0..KEYS).filter(|n| n % 4 < 3).map(numbered).collect();
+        for pin in &pins {
+            let shard = rack.shard().clone();
+            assert!(matches!(rack.world.block_on(async { shard.pin(pin).await }), PinDone::Done));
+        }
+        // Clean when the set changes, or dirty then and flushed after.
+        if is_flushed {
+            rack.flush();
+        }
+        let are_pinned = |rack: &Rack| {
+            let pinned = pins.iter().filter(|pin| rack.shard().pinning(pin) == Pinning::Pinned);
+            assert_eq!(pinned.count(), pins.len());
+            assert!(pins.iter().all(|pin| matches!(rack.get(pin), Answer::Body(_, 0))), "they are where they were");
+        };
+        rack.open(&["a", "b"], Strays::Possible);
+        are_pinned(&rack);
+        rack.flush();
+        rack.pass(SETTLING);
+        are_pinned(&rack);
+        assert!(!rack.shard().is_settled());
+        rack.open(&["a", "b"], Strays::Possible);
+        are_pinned(&rack);
+        for pin in &pins {
+            let shard = rack.shard().clone();
+            assert!(matches!(rack.world.block_on(async { shard.unpin_block(pin).await }), UnpinDone::Done));
+        }
+        rack.pass(SETTLING);
+        assert!(rack.shard().is_settled(), "what nobody pins any more goes home");
+        assert!((0..KEYS).all(
+            |n| matches!(rack.get(&numbered(n)), Answer::Body(bytes, _) | Answer::Filled(bytes) if bytes == content(n))
+        ));
+    }
 }
 
 /// Two disks with an entry of one key each, as nothing but a mistake outside of the node can leave them.

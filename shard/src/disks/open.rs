@@ -13,11 +13,12 @@ use forebay_io::{Disk, Runtime};
 use futures::future::join_all;
 
 use super::{DiskSet, OpenDisk, Place, Seat, Seats, Strays};
+use crate::canary::{self, Canary};
 use crate::config::{DiskLimits, ShardConfig};
 use crate::error::StoreError;
 use crate::health::{Monitor, WatchedDisk};
 use crate::key::{Generation, Identity, IdentityMap};
-use crate::store::{DirtyRecord, NodeIdentity, Recovered, Sifted, Store, StoreConfig, Verdict};
+use crate::store::{DirtyRecord, EntryState, Found, NodeIdentity, Recovered, Sifted, Store, StoreConfig, Verdict};
 
 impl<D: Disk, R: Runtime> DiskSet<D, R> {
     /// Opens every disk that is here, side by side.
@@ -122,7 +123,10 @@ impl<D: Disk, R: Runtime> DiskSet<D, R> {
     /// Whether a key belongs to another disk that is here. To one that is away it can't go.
     fn stray(&self, number: u16, identity: Identity) -> Verdict {
         let home = self.home(identity);
-        match home != usize::from(number) && self.places[home].disk.is_ok() {
+        let found = || self.at(number).store.find(identity);
+        let is_clean = || matches!(found(), Some(Found::Block { state: EntryState::Clean, .. }));
+        let is_left_behind = || canary::is(Canary::MovedCopyKept) && is_clean();
+        match home != usize::from(number) && self.places[home].disk.is_ok() && !is_left_behind() {
             true => Verdict::Stray,
             false => Verdict::Keep,
         }

@@ -1,4 +1,5 @@
-//! The settler: what is dirty on another disk than its home goes from there when the origin has it.
+//! The settler: what is dirty on another disk than its home goes from there when the origin has it, what is pinned there (I14)
+//! when it is not any more.
 //!
 //! One task per shard that opened with strays, ended when there are none or the shard closes. A stray's key takes turns with
 //! every other change of it by the key's lock; its entry goes durably first, and only then its key is looked for at home,
@@ -9,9 +10,11 @@ use std::time::Duration;
 use forebay_io::{Disk, Runtime};
 
 use super::DiskSet;
+use crate::canary::{self, Canary};
 use crate::key::Identity;
 use crate::origin::Origin;
 use crate::shard::Shard;
+use crate::store::Pinning;
 
 /// Between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
@@ -62,8 +65,15 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         if inner.dirty.record(identity).is_some() || inner.in_doubt.borrow().contains_key(&identity) {
             return;
         }
-        let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_purge);
         let store = &inner.disks.at(number).store;
+        // I14: it was promised to stay on disk. It goes when the pin is taken back.
+        if store.pinning(identity) == Pinning::Pinned {
+            return;
+        }
+        let _change = self.begin_change(identity, |counters| &counters.fills_raced_by_purge);
+        if canary::is(Canary::StraySettledEarly) {
+            inner.disks.strays.borrow_mut().remove(&identity);
+        }
         // Whatever was queued there before it goes, too. A disk that takes no writes keeps its strays.
         if store.remove(identity, inner.disks.next_generation()).await.is_ok() && store.find(identity).is_none() {
             inner.disks.strays.borrow_mut().remove(&identity);

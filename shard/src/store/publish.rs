@@ -58,6 +58,7 @@ impl State {
                 current.is_some_and(|entry| entry.generation() == generation && entry.place() == Some(*from))
             }
             PutMode::Reinsertion { .. } if canary::is(Canary::ReinsertionOverNewer) => current.is_some(),
+            PutMode::Reinsertion { .. } if current.is_none() => canary::is(Canary::ReinsertionAfterRemoval),
             PutMode::Reinsertion { from } => current.is_some_and(|entry| entry.is_clean_at(generation, *from)),
             PutMode::Replay => current.is_none_or(|entry| entry.generation() <= generation),
         }

@@ -7,10 +7,10 @@
 
 use forebay_io::{Disk, Runtime};
 
-use super::Store;
 use super::commit::Item;
 use super::entry::{Entry, State as EntryIs};
 use super::record::Record;
+use super::{Pinning, Store};
 use crate::error::StoreError;
 use crate::key::{Generation, Identity};
 
@@ -22,7 +22,7 @@ const SLICE_COUNT: usize = 1024;
 pub(crate) enum Verdict {
     /// It stays.
     Keep,
-    /// Its key is another disk's: what the origin has goes, what is dirty stays and is told.
+    /// Its key is another disk's: what the origin has goes, what is dirty or pinned stays and is told.
     Stray,
     /// A newer entry of its key lies on another disk: it goes, dirty or not.
     Stale,
@@ -35,8 +35,13 @@ pub(crate) struct Sifted {
     pub(crate) moved: u64,
     /// Entries given up because a newer one of their key lies elsewhere.
     pub(crate) stale: u64,
-    /// Dirty entries that belong elsewhere, and stay until they were flushed.
+    /// Dirty and pinned entries that belong elsewhere, and stay until they were flushed and unpinned.
     pub(crate) strays: Vec<Identity>,
+}
+
+/// Whether an entry that belongs elsewhere must not go yet: it is dirty (I4) or pinned (I14).
+fn stays(entry: &Entry) -> bool {
+    entry.state() != EntryIs::Clean || entry.pinning() == Pinning::Pinned
 }
 
 impl<D: Disk, R: Runtime> Store<D, R> {
@@ -55,7 +60,7 @@ impl<D: Disk, R: Runtime> Store<D, R> {
                 // Not while the state is borrowed: the judge asks the other stores, and may ask this one.
                 match judge(entry.identity(), entry.generation()) {
                     Verdict::Keep => {}
-                    Verdict::Stray if entry.state() != EntryIs::Clean => sifted.strays.push(entry.identity()),
+                    Verdict::Stray if stays(entry) => sifted.strays.push(entry.identity()),
                     Verdict::Stray => sifted.moved += u64::from(self.give_up(entry)),
                     Verdict::Stale => sifted.stale += u64::from(self.give_up(entry)),
                 }

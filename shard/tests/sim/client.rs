@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use forebay_io::sim::{SimDisk, SimRuntime};
-use forebay_io::{Disk, Nanos, OpenMode, Runtime};
+use forebay_io::{Nanos, Runtime};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::Etag;
 use forebay_shard::outcome::{
@@ -21,10 +21,11 @@ use rand::Rng;
 use rand::rngs::SmallRng;
 
 use super::history;
-use super::machine::{SLAB, SimShard};
+use super::machine::SimShard;
 use super::model::{KeyModel, State, States};
 use super::pins::PinModel;
 use super::plan::{Course, DiskMode, Plan, Writers};
+use super::rack::Rack;
 use super::reader::{Answer, Reader};
 use super::truth::origin_state;
 
@@ -37,8 +38,18 @@ pub struct Shared {
     pub quota: Cell<u64>,
     /// Verbs begun since the run began.
     pub ops: Cell<u64>,
+    /// Reads, deletes and puts of strays that had an answer.
+    pub strays: StrayCounts,
     /// Since when each client is at its present verb; `None`: it has ended its life's work.
     pub busy_since: RefCell<Vec<Option<Nanos>>>,
+}
+
+/// How often verbs met a key that lies on another disk than its home.
+#[derive(Default)]
+pub struct StrayCounts {
+    pub read: Cell<u64>,
+    pub deleted: Cell<u64>,
+    pub put: Cell<u64>,
 }
 
 impl Shared {
@@ -56,7 +67,9 @@ impl Shared {
 pub struct Client {
     pub shared: Rc<Shared>,
     pub shard: SimShard,
-    pub disk: SimDisk,
+    /// The machine's disks in this life, and handles on those that are here.
+    pub rack: Rack,
+    pub disks: Vec<Option<SimDisk>>,
     pub origin: SimOrigin<SimRuntime>,
     pub runtime: SimRuntime,
     pub rng: SmallRng,
@@ -66,8 +79,7 @@ pub struct Client {
 impl Client {
     /// Works until the quota is used up.
     pub async fn run(mut self) {
-        let slab = self.disk.open(SLAB, OpenMode::Read).await.expect("the slab is there");
-        let reader = Reader::new(self.shard.clone(), slab, self.shared.plan.disk);
+        let reader = Reader::new(self.shard.clone(), self.disks.clone(), self.shared.plan.disk).await;
         while self.shared.take_op() {
             self.shared.busy_since.borrow_mut()[self.number] = Some(self.runtime.now());
             self.act(&reader).await;
@@ -102,7 +114,7 @@ impl Client {
             82..83 => self.unpin(any).await,
             83..86 if self.shared.plan.disk == DiskMode::Lying => {
                 self.note(any, "get, slow, while the disk rots", 0);
-                reader.outlast_rot(&self.shared.plan.universe, any, &self.disk).await;
+                reader.outlast_rot(&self.shared.plan.universe, any).await;
             }
             _ => self.press(reader).await,
         }
@@ -125,6 +137,14 @@ impl Client {
         history::note(self.runtime.now(), self.number as u16, index, what, number);
     }
 
+    /// Whether the key lies on another disk than its home.
+    fn is_stray(&self, index: usize) -> bool {
+        let members = &self.rack.members;
+        let key = self.shared.plan.universe.key(index);
+        let home = || self.rack.home(self.shard.identity(key));
+        members.len() > 1 && self.shard.seat_of(key).is_some_and(|at| members[usize::from(at)].id != home())
+    }
+
     fn model<T>(&self, index: usize, act: impl FnOnce(&mut KeyModel) -> T) -> T {
         act(&mut self.shared.models[index].borrow_mut())
     }
@@ -132,7 +152,9 @@ impl Client {
     async fn read(&self, reader: &Reader, index: usize) {
         let id = self.model(index, KeyModel::begin_read);
         self.note(index, "get", u64::from(id));
+        let is_stray = self.is_stray(index);
         let answer = reader.read(&self.shared.plan.universe, index).await;
+        count_if(is_stray && matches!(answer, Answer::Shows(_)), &self.shared.strays.read);
         self.end_read(index, id, answer);
     }
 
@@ -265,7 +287,9 @@ impl Client {
         let (condition, asked) = (put.condition.clone(), put.durability);
         let id = self.model(index, |model| model.begin_write(Some(version)));
         self.note(index, "put", u64::from(version));
+        let is_stray = self.is_stray(index);
         let done = self.shard.put(put).await;
+        count_if(is_stray && matches!(done, PutDone::Created(_)), &self.shared.strays.put);
         self.end_put(index, id, &condition, asked, &done);
     }
 
@@ -308,7 +332,9 @@ impl Client {
         let id = self.model(index, |model| model.begin_write(None));
         let change = self.pin_model(index, PinModel::begin);
         self.note(index, "delete", 0);
+        let is_stray = self.is_stray(index);
         let removed = self.shard.delete(&self.key(index)).await;
+        count_if(is_stray && matches!(removed, Removed::Done(_)), &self.shared.strays.deleted);
         self.note(index, "deleted", removal_number(&removed));
         let left = matches!(removed, Removed::Done(_)).then_some(Pinning::Unpinned);
         self.pin_model(index, |model| model.end(change, left));
@@ -342,8 +368,9 @@ impl Client {
         let is_foreign: bool = self.rng.random();
         self.origin.insert(&key, universe.version(index, 0).body.clone(), is_foreign.then_some("by-others"));
         self.note(index, "others stored version 0", u64::from(is_foreign));
-        // A delete that was acknowledged before may still be on its way there.
-        let is_dirty = self.shard.dirty_items(usize::MAX).iter().any(|item| item.key == key);
+        // A delete that was acknowledged before may still be on its way there, or wait on a disk that is not here.
+        let is_listed = || self.shard.dirty_items(usize::MAX).iter().any(|item| item.key == key);
+        let is_dirty = self.shard.seat_of(&key).is_none() || is_listed();
         self.model(index, |model| {
             model.others_store(is_foreign);
             model.is_others = !is_dirty;
@@ -358,6 +385,10 @@ impl Client {
             self.read(reader, index).await;
         }
     }
+}
+
+fn count_if(holds: bool, count: &Cell<u64>) {
+    count.set(count.get() + u64::from(holds));
 }
 
 fn put_words(done: &PutDone) -> &'static str {

@@ -11,6 +11,8 @@ use forebay_shard::shard::RecoveryReport;
 use forebay_shard::sim_origin::OriginFired;
 use forebay_shard::stats::ShardStats;
 
+use super::client::StrayCounts;
+
 /// What can be reached, in the order of the table.
 const NAMES: &[&str] = &[
     // The disk.
@@ -84,6 +86,24 @@ const NAMES: &[&str] = &[
     "offline: a GET passed the disk by",
     "offline: a dirty block withheld",
     "a put written through, the disk was not well",
+    // Several disks.
+    "disks: two at work",
+    "disks: one added",
+    "disks: one taken out",
+    "disks: one not taken out, it holds dirty blocks",
+    "disks: one given up with what was dirty there",
+    "disks: one missing at a start",
+    "disks: one that could not be opened",
+    "disks: a missing one is back with dirty blocks",
+    "disks: a dirty block withheld, its disk is missing",
+    "disks: one offline with dirty blocks, the other takes writes",
+    "disks: strays met at a start",
+    "disks: a stray read",
+    "disks: a stray deleted",
+    "disks: a stray put over",
+    "disks: a stray went home",
+    "disks: power cut while strays are left",
+    "disks: crash in recovery after the set has changed",
     // Fills and flushes.
     "fill raced by put",
     "fill raced by delete",
@@ -118,6 +138,24 @@ impl Coverage {
     fn add_to(&mut self, name: &str, count: u64) {
         let index = NAMES.iter().position(|known| *known == name).expect("every state is in the table");
         self.0[index] += count;
+    }
+
+    /// What the disks of one life met, and the verbs that met strays.
+    pub fn add_disks(&mut self, stats: &ShardStats, strays: &StrayCounts) {
+        let is_missing = stats.disks.iter().any(|disk| disk.away.is_some());
+        for (name, count) in [
+            ("disks: a dirty block withheld, its disk is missing", u64::from(is_missing) * stats.counts.withheld),
+            ("disks: a stray read", strays.read.take()),
+            ("disks: a stray deleted", strays.deleted.take()),
+            ("disks: a stray put over", strays.put.take()),
+        ] {
+            self.add_to(name, count);
+        }
+    }
+
+    /// So many more of something that the director itself counts.
+    pub fn some(&mut self, name: &str, count: u64) {
+        self.add_to(name, count);
     }
 
     /// One more of something that the director itself does.
@@ -246,7 +284,7 @@ impl Coverage {
         let mut table = String::new();
         for (name, count) in NAMES.iter().zip(&self.0) {
             let mark = if *count == 0 { "  NEVER" } else { "" };
-            writeln!(table, "  {name:<46} {count:>12}{mark}").expect("a String takes everything");
+            writeln!(table, "  {name:<62} {count:>12}{mark}").expect("a String takes everything");
         }
         table
     }

@@ -12,8 +12,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
+use forebay_io::Runtime;
 use forebay_io::sim::{Crashed, Latency, SimWorld, Survival};
-use forebay_io::{Disk, OpenMode, Runtime};
 use forebay_shard::config::{
     Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
@@ -22,9 +22,10 @@ use forebay_shard::outcome::{Condition, Durability, Put};
 
 use super::campaign::last_panic;
 use super::history;
-use super::machine::{Machine, SLAB, SimShard};
+use super::machine::{Machine, SimShard};
 use super::model::KeyModel;
 use super::plan::DiskMode;
+use super::rack::Rack;
 use super::reader::{Answer, Reader};
 use super::truth::Truth;
 use super::universe::{Subject, Universe, content};
@@ -213,7 +214,7 @@ impl Bench {
         };
         let universe = Universe::new(vec![subject("back", 0), subject(case.second, 1)], 2);
         let geometry = Geometry { region_bytes: 64 << 10, region_count: 6, journal_bytes: 64 << 10 };
-        let machine = Machine::new(world, 1, geometry, config());
+        let machine = Machine::new(world, 1, geometry, config(), Rack::of_one());
         machine.origin.set_latency_us(100..101);
         machine.origin.insert(universe.key(1), universe.version(1, 0).body.clone(), None);
         let models = vec![RefCell::new(KeyModel::new(0, None)), RefCell::new(KeyModel::new(1, Some(0)))];
@@ -259,10 +260,9 @@ impl Bench {
     }
 
     async fn read(&self, shard: &SimShard, index: usize) {
-        let disk = self.machine.world.disk();
-        let slab = disk.open(SLAB, OpenMode::Read).await.expect("the slab is there");
+        let reader = Reader::new(shard.clone(), self.machine.disks(), DiskMode::Honest).await;
         let id = self.models[index].borrow_mut().begin_read();
-        match Reader::new(shard.clone(), slab, DiskMode::Honest).read(&self.universe, index).await {
+        match reader.read(&self.universe, index).await {
             Answer::Shows(states) => {
                 history::note(self.machine.world.runtime().now(), 0, index, "read (version bits)", states.bits());
                 self.models[index].borrow_mut().end_read(id, states);

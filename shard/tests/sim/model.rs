@@ -265,4 +265,17 @@ impl KeyModel {
         self.contested =
             is_stored && dirty_over.is_some_and(|there| there.is_some() && (there != state || self.foreign));
     }
+
+    /// After a recovery nobody can tell what the key is: it may lie on a disk that is not here. It stays what it could be.
+    pub fn out_of_sight(&mut self, at_origin: State) {
+        let here = if self.foreign { self.possible } else { self.possible.without(at_origin) };
+        self.contested |= at_origin.is_some() && here.has_block();
+    }
+
+    /// The disk that it may have been dirty on was given up for good: what the origin has may be all there is, and what somebody
+    /// else stored there has outlived a delete of it.
+    pub fn give_up(&mut self, at_origin: State, is_foreign: bool) {
+        self.possible = self.possible.with(States::one(at_origin));
+        self.foreign |= is_foreign;
+    }
 }

@@ -56,6 +56,11 @@ impl PinModel {
         self.end(change, None);
     }
 
+    /// Its disk was taken away, and its bytes with it.
+    pub fn forget(&mut self) {
+        self.known = None;
+    }
+
     /// The machine crashed: what was under way has happened or not.
     pub fn crash(&mut self) {
         self.running = 0;

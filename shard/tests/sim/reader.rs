@@ -6,6 +6,7 @@
 use bytes::Bytes;
 use forebay_io::sim::{SimDisk, SimFile};
 use forebay_io::units::PIECE_BYTES;
+use forebay_io::{Disk, OpenMode};
 use forebay_shard::key::BlockKey;
 use forebay_shard::origin::{Etag, OriginError};
 use forebay_shard::outcome::{FillStream, Got, Located};
@@ -45,24 +46,44 @@ impl Answer {
     }
 }
 
-/// Reads through one handle of the slab.
+/// Reads through one handle of the slab of each disk.
 pub struct Reader {
     shard: SimShard,
-    slab: SimFile,
-    disk: DiskMode,
+    /// By the disks' numbers; `None`: it is away.
+    disks: Vec<Option<(SimDisk, SimFile)>>,
+    mode: DiskMode,
 }
 
 /// How often one request meets rot before it gives up.
 const TRIES: usize = 4;
 
 impl Reader {
-    pub fn new(shard: SimShard, slab: SimFile, disk: DiskMode) -> Reader {
-        Reader { shard, slab, disk }
+    /// Opens the slabs of the disks that are here.
+    pub async fn new(shard: SimShard, disks: Vec<Option<SimDisk>>, mode: DiskMode) -> Reader {
+        let mut opened = Vec::with_capacity(disks.len());
+        for disk in disks {
+            opened.push(match disk {
+                Some(disk) => {
+                    let slab = disk.open(SLAB, OpenMode::Read).await.expect("the slab is there");
+                    Some((disk, slab))
+                }
+                None => None,
+            });
+        }
+        Reader { shard, disks: opened, mode }
+    }
+
+    fn disk(&self, number: u16) -> &(SimDisk, SimFile) {
+        self.disks[usize::from(number)].as_ref().expect("nothing is located on a disk that is not here")
+    }
+
+    fn block_reader(&self, located: Located) -> BlockReader<SimFile> {
+        BlockReader::new(self.disk(located.pin.disk).1.clone(), located)
     }
 
     /// Pinned bytes are those of their record, unless the disk itself rots.
     fn meets_rot(&self, index: usize) {
-        if self.disk != DiskMode::Lying {
+        if self.mode != DiskMode::Lying {
             history::violation(index, "I1, I7: a reader met other bytes than those it has pinned");
         }
     }
@@ -115,7 +136,7 @@ impl Reader {
             }
             Got::Disk(located) => {
                 let (pin, len_bytes) = (located.pin, u64::from(located.len_bytes));
-                let reader = BlockReader::new(self.slab.clone(), located);
+                let reader = self.block_reader(located);
                 let piece = (at % reader.piece_count() as u64) as usize;
                 let read = reader.piece(piece).await;
                 self.shard.unpin(pin);
@@ -157,7 +178,7 @@ impl Reader {
 
     /// A slow reader: between two looks at a block that it found on disk others take the block into memory, and the disk rots
     /// under it. What is dirty and in memory must be written again.
-    pub async fn outlast_rot(&self, universe: &Universe, index: usize, disk: &SimDisk) {
+    pub async fn outlast_rot(&self, universe: &Universe, index: usize) {
         let key = universe.key(index);
         let located = match self.shard.get(key).await {
             Got::Disk(located) => located,
@@ -170,7 +191,7 @@ impl Reader {
         {
             let etag = located.etag.clone().unwrap_or_else(|| Etag::Digest(digest_of(universe, index, &body)));
             self.shard.offer_memory(key, generation, body, etag);
-            disk.flip_bit(SLAB, offset + generation.0 % len_bytes, (generation.0 % 8) as u8);
+            self.disk(pin.disk).0.flip_bit(SLAB, offset + generation.0 % len_bytes, (generation.0 % 8) as u8);
             if let Err(ReadError::Rot { .. }) = self.read_located(located).await {
                 self.meets_rot(index);
                 self.shard.report_rot(key, generation).await;
@@ -180,7 +201,7 @@ impl Reader {
     }
 
     async fn read_located(&self, located: Located) -> Result<Bytes, ReadError> {
-        let reader = BlockReader::new(self.slab.clone(), located);
+        let reader = self.block_reader(located);
         let mut body = Vec::with_capacity(reader.located().len_bytes as usize);
         for index in 0..reader.piece_count() {
             body.extend_from_slice(&reader.piece(index).await?);

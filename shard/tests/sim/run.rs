@@ -8,22 +8,29 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 use std::time::Duration;
 
+use forebay_io::Runtime;
 use forebay_io::sim::{Crashed, Faults, SimWorld};
-use forebay_io::{Disk, OpenMode, Runtime};
 use forebay_shard::dirty::Standing;
+use forebay_shard::disks::Strays;
 use forebay_shard::health::HealthState;
 use forebay_shard::sim_origin::{Link, OriginFaults};
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
-use super::client::{Client, Shared};
+use super::client::{Client, Shared, StrayCounts};
 use super::coverage::Coverage;
 use super::history::{self, DIRECTOR, NO_KEY};
 use super::machine::{Machine, SLAB};
 use super::model::KeyModel;
+use super::operator::Operator;
 use super::plan::{DiskMode, Plan, draw_origin_faults};
+use super::rack::Rack;
 use super::reader::{Answer, Reader};
 use super::truth::Truth;
+
+mod disks;
+
+use self::disks::{is_whole, strays};
 
 /// A verb that takes longer, in virtual time, never ends.
 const VERB_MAX: Duration = Duration::from_secs(600);
@@ -45,19 +52,25 @@ pub fn run(world: SimWorld, seed: u64, steps: u64) -> Ran {
     history::begin();
     let mut rng = SmallRng::seed_from_u64(seed);
     let plan = Plan::draw(&mut rng);
-    let machine = Machine::new(world, seed, plan.geometry, plan.config.clone());
+    let mut operator = Operator::draw(seed);
+    let rack = operator.as_mut().map_or_else(Rack::of_one, Operator::first_rack);
+    let machine = Machine::new(world, seed, plan.geometry, plan.config.clone(), rack);
     machine.world.set_latency(plan.latency.clone());
     machine.origin.set_latency_us(plan.origin_latency_us.clone());
     machine.origin.set_frame_bytes_max(plan.frame_bytes_max);
     let models = stock_origin(&machine, &plan, &mut rng);
     let pins = plan.universe.subjects.iter().map(|_| RefCell::default()).collect();
     let busy_since = RefCell::new(vec![None; plan.clients]);
-    let shared = Shared { plan, models, pins, quota: Cell::new(0), ops: Cell::new(0), busy_since };
+    let (quota, ops, strays) = (Cell::new(0), Cell::new(0), StrayCounts::default());
+    let shared = Shared { plan, models, pins, quota, ops, strays, busy_since };
     let mut director = Director {
         machine,
         shared: Rc::new(shared),
         rng,
         broken: SmallRng::seed_from_u64(seed ^ 0xB04E),
+        operator,
+        strays_met: 0,
+        beside_offline: None,
         coverage: Coverage::default(),
         slot_damaged: false,
         closed: false,
@@ -106,6 +119,12 @@ struct Director {
     rng: SmallRng,
     /// What breaks, drawn apart.
     broken: SmallRng,
+    /// Who looks after several disks; `None`: there is one.
+    operator: Option<Operator>,
+    /// Strays that this life began with.
+    strays_met: u64,
+    /// While a disk is offline with dirty blocks: another that is well, and what was written to it.
+    beside_offline: Option<(usize, u64)>,
     coverage: Coverage,
     /// One checkpoint slot may be damaged in a run: with both damaged the store may refuse to open.
     slot_damaged: bool,
@@ -130,14 +149,18 @@ impl Director {
     fn live(&mut self, steps: u64) {
         let left = steps - self.shared.ops.get();
         self.shared.quota.set(self.shared.plan.draw_quota(&mut self.rng).min(left.max(1)));
-        self.machine.world.set_faults(self.shared.plan.draw_disk_faults(&mut self.rng));
+        let faults = self.shared.plan.draw_disk_faults(&mut self.rng);
+        self.set_faults(faults);
         if self.shared.plan.disk != DiskMode::Lying && self.rng.random_range(0..2) == 0 {
             let change = self.machine.world.changes() + self.shared.plan.draw_crash(&mut self.rng);
             self.machine.world.crash_at(change);
         }
         self.note("a life begins", self.shared.quota.get());
         match self.work() {
-            End::Cut => self.end_life(),
+            End::Cut => {
+                self.count_strays_cut_off();
+                self.end_life();
+            }
             End::Rest => match self.rng.random_range(0..4) {
                 // The same life goes on, with other faults.
                 0 => return,
@@ -156,7 +179,19 @@ impl Director {
                 }
             },
         }
+        if let Some(operator) = &mut self.operator {
+            operator.work(&mut self.machine, &self.shared, &mut self.coverage);
+        }
         self.reopen();
+    }
+
+    /// From now on these faults strike: of several disks one, or all.
+    fn set_faults(&mut self, faults: Faults) {
+        let faults = match &mut self.operator {
+            Some(operator) => operator.aim(faults, &self.machine.rack),
+            None => faults,
+        };
+        self.machine.world.set_faults(faults);
     }
 
     /// Lets the clients work until they are done or the power fails.
@@ -167,7 +202,8 @@ impl Director {
             let client = Client {
                 shared: Rc::clone(&self.shared),
                 shard: machine.shard().clone(),
-                disk: world.disk(),
+                rack: machine.rack.clone(),
+                disks: machine.disks(),
                 origin: machine.origin.clone(),
                 runtime: world.runtime(),
                 rng: SmallRng::seed_from_u64(self.rng.random()),
@@ -182,13 +218,15 @@ impl Director {
                 self.machine.origin.set_link(if is_up { Link::Up } else { Link::Down });
             }
             if self.shared.plan.disk == DiskMode::Failing && self.rng.random_range(0..8) == 0 {
-                self.machine.world.set_faults(self.shared.plan.draw_spell(&mut self.rng));
+                let spell = self.shared.plan.draw_spell(&mut self.rng);
+                self.set_faults(spell);
             }
             let slice = Duration::from_micros(self.rng.random_range(0..40_000));
             if let Err(Crashed) = self.machine.world.run_for(slice) {
                 return End::Cut;
             }
             self.check();
+            self.watch_disks();
         }
         End::Rest
     }
@@ -199,7 +237,7 @@ impl Director {
         let truth = Truth::of(&self.machine, &self.shared.plan.universe);
         for index in 0..self.shared.plan.universe.written {
             let (state, allowed) = (truth.state(index), self.shared.models[index].borrow().allowed());
-            if !allowed.contains(state) {
+            if !truth.is_hidden(index) && !allowed.contains(state) {
                 history::violation(index, &format!("I3: the key is {state:?}, allowed {allowed:?}"));
             }
             // On a disk that fails a delete in doubt may turn up later.
@@ -227,7 +265,10 @@ impl Director {
     fn judge_pins(&self) {
         if self.shared.plan.disk == DiskMode::Honest {
             for (index, model) in self.shared.pins.iter().enumerate() {
-                model.borrow().judge(index, self.machine.shard().pinning(self.shared.plan.universe.key(index)));
+                let key = self.shared.plan.universe.key(index);
+                if self.machine.seat_of(key).is_some() {
+                    model.borrow().judge(index, self.machine.shard().pinning(key));
+                }
             }
         }
     }
@@ -238,18 +279,26 @@ impl Director {
             return;
         }
         self.machine.world.set_faults(Faults::default());
-        let shard = self.machine.shard().clone();
-        let scratch = forebay_shard::key::BlockKey::new("back".into(), "scratch");
-        let cleared = self.machine.world.run(async move {
-            shard.purge(&scratch).await;
-            shard.purge(&scratch).await;
-        });
-        assert!(cleared.is_ok(), "no crash is ordered on a disk that lies");
+        for at in 0..self.machine.rack.members.len() {
+            let shard = self.machine.shard().clone();
+            let Some(scratch) = self.machine.scratch_key(at) else { continue };
+            let cleared = self.machine.world.run(async move {
+                shard.purge(&scratch).await;
+                shard.purge(&scratch).await;
+            });
+            assert!(cleared.is_ok(), "no crash is ordered on a disk that lies");
+        }
     }
 
     /// The power is off.
     fn end_life(&mut self) {
-        self.coverage.add_life(&self.machine.shard().stats());
+        let stats = self.machine.shard().stats();
+        self.coverage.add_life(&stats);
+        self.coverage.add_disks(&stats, &self.shared.strays);
+        self.coverage.some("disks: a stray went home", self.strays_met.saturating_sub(strays(&stats)));
+        if let Some(operator) = &mut self.operator {
+            operator.note_places(&self.machine, &self.shared);
+        }
         self.note("the power fails", self.machine.world.changes());
         self.machine.crash();
         self.machine.world.set_faults(Faults::default());
@@ -269,19 +318,18 @@ impl Director {
         let regions = self.shared.plan.region_bytes_in_slab();
         let (journal, region_bytes) = (8_192..regions.start, self.shared.plan.geometry.region_bytes);
         let is_whole = self.closed && self.shared.plan.disk == DiskMode::Lying;
+        let (slab, slots) = self.files_of_a_disk();
         let (name, at) = match self.broken.random_range(0..4) {
-            0 => (SLAB.to_owned(), self.broken.random_range(0..8_192)),
+            0 => (slab, self.broken.random_range(0..8_192)),
             1 if is_whole && !self.slot_damaged => {
                 self.slot_damaged = true;
-                let slots: Vec<String> =
-                    self.machine.world.file_names().into_iter().filter(|name| name != SLAB).collect();
                 (slots[self.broken.random_range(0..slots.len())].clone(), self.broken.random_range(0..8_192))
             }
             // Behind a close the checkpoint says it all.
-            2 if is_whole => (SLAB.to_owned(), self.broken.random_range(journal)),
+            2 if is_whole => (slab, self.broken.random_range(journal)),
             _ => {
                 let region = self.broken.random_range(1..=u64::from(self.shared.plan.geometry.region_count));
-                (SLAB.to_owned(), regions.start + region * region_bytes - 1)
+                (slab, regions.start + region * region_bytes - 1)
             }
         };
         self.note("a sector breaks", at);
@@ -292,18 +340,26 @@ impl Director {
     fn damage(&mut self) {
         let regions = self.shared.plan.region_bytes_in_slab();
         let bit = self.rng.random_range(0..8);
+        let (slab, slots) = self.files_of_a_disk();
         let (name, at) = match self.rng.random_range(0..3) {
-            0 => (SLAB.to_owned(), self.rng.random_range(0..8_192)),
+            0 => (slab, self.rng.random_range(0..8_192)),
             1 if self.closed && !self.slot_damaged => {
                 self.slot_damaged = true;
-                let slots: Vec<String> =
-                    self.machine.world.file_names().into_iter().filter(|name| name != SLAB).collect();
                 (slots[self.rng.random_range(0..slots.len())].clone(), self.rng.random_range(0..8_192))
             }
-            _ => (SLAB.to_owned(), self.rng.random_range(regions)),
+            _ => (slab, self.rng.random_range(regions)),
         };
         self.note("a bit flips", at);
         self.machine.world.flip_bit(&name, at, bit);
+    }
+
+    /// The slab of a disk that is here, and its other files.
+    fn files_of_a_disk(&mut self) -> (String, Vec<String>) {
+        let prefix = self.operator.as_mut().map_or_else(String::new, |it| it.pick_prefix(&self.machine.rack));
+        let slab = format!("{prefix}{SLAB}");
+        let names = self.machine.world.file_names().into_iter();
+        let slots = names.filter(|name| name.starts_with(&prefix) && *name != slab).collect();
+        (slab, slots)
     }
 
     /// Recovers, maybe through further crashes and failing reads, and judges what is there.
@@ -318,12 +374,17 @@ impl Director {
                 self.coverage.one("a stopped disk verified");
             }
             if !is_lying && self.rng.random_range(0..3) == 0 {
-                let change = self.machine.world.changes() + self.rng.random_range(0..12);
-                self.machine.world.crash_at(change);
+                let drawn = self.rng.random_range(0..12);
+                let later = self.operator.as_mut().map_or(drawn, Operator::draw_crash);
+                self.machine.world.crash_at(self.machine.world.changes() + later);
             }
             let is_failing = self.shared.plan.disk == DiskMode::Failing && self.rng.random_range(0..3) == 0;
             if is_failing {
-                self.machine.world.set_faults(self.shared.plan.draw_disk_faults(&mut self.rng));
+                let faults = self.shared.plan.draw_disk_faults(&mut self.rng);
+                self.machine.world.set_faults(match &mut self.operator {
+                    Some(operator) => operator.aim_at_start(faults, &self.machine.rack),
+                    None => faults,
+                });
             }
             let opened = self.machine.open();
             self.machine.world.set_faults(Faults::default());
@@ -331,6 +392,7 @@ impl Director {
                 Ok(Ok(report)) => {
                     self.coverage.add_recovery(&report);
                     self.note("recovered", report.entries);
+                    self.see_disks();
                     return self.judge();
                 }
                 Ok(Err(error)) => {
@@ -340,6 +402,9 @@ impl Director {
                 }
                 Err(Crashed) => {
                     self.coverage.one("crash in recovery");
+                    if self.machine.rack.strays == Strays::Possible {
+                        self.coverage.one("disks: crash in recovery after the set has changed");
+                    }
                     self.note("the power fails during recovery", 0);
                 }
             }
@@ -357,6 +422,10 @@ impl Director {
                 Some(_) => "recovered, dirty, as version (0: absent, 1: version 0, …)",
                 None => "recovered, as at the origin, as version (0: absent, 1: version 0, …)",
             };
+            if truth.is_hidden(index) {
+                self.shared.models[index].borrow_mut().out_of_sight(truth.at_origin(index));
+                continue;
+            }
             history::note(self.machine.world.runtime().now(), DIRECTOR, index, what, version);
             self.shared.models[index].borrow_mut().recovered(truth.state(index), truth.dirty_over(index));
         }
@@ -384,11 +453,12 @@ impl Director {
         self.machine.origin.set_faults(OriginFaults::default());
         self.machine.origin.set_link(Link::Up);
         let has_failed = self.shared.plan.disk == DiskMode::Failing;
-        let is_cured = has_failed && self.rng.random() && self.heal();
-        if self.machine.shard().stats().store.regions_quarantined > 0 || has_failed && !is_cured {
+        let is_whole = is_whole(&self.machine);
+        let is_cured = has_failed && self.rng.random() && is_whole && self.heal();
+        if !is_whole || self.machine.shard().stats().store.regions_quarantined > 0 || has_failed && !is_cured {
             self.clear_doubt();
             self.end_life();
-            self.reopen();
+            self.reopen_whole();
             self.machine.world.crash_at(u64::MAX);
         }
         let shard = self.machine.shard().clone();
@@ -402,6 +472,7 @@ impl Director {
             }
         }
         assert!(report.lost == 0 || self.shared.plan.disk == DiskMode::Lying, "nothing rots: {report:?}");
+        self.bring_home();
         self.read_everything();
         self.coverage.add_life(&self.machine.shard().stats());
     }
@@ -409,14 +480,12 @@ impl Director {
     fn read_everything(&self) {
         let universe = &self.shared.plan.universe;
         let truth = Truth::of(&self.machine, universe);
-        let disk = self.machine.world.disk();
         for index in 0..universe.written {
             let allowed = self.shared.models[index].borrow().allowed();
             let is_contested = self.shared.models[index].borrow().contested;
             let shard = self.machine.shard().clone();
             let answer = self.machine.world.block_on(async {
-                let slab = disk.open(SLAB, OpenMode::Read).await.expect("it is there");
-                let reader = Reader::new(shard, slab, self.shared.plan.disk);
+                let reader = Reader::new(shard, self.machine.disks(), self.shared.plan.disk).await;
                 // Appends and fills that nobody waits for may still take their budgets.
                 for _ in 0..60 {
                     match reader.read(universe, index).await {

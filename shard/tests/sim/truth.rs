@@ -6,6 +6,7 @@
 
 use forebay_io::sim::SimRuntime;
 use forebay_shard::dirty::DirtyItem;
+use forebay_shard::key::BlockKey;
 use forebay_shard::sim_origin::SimOrigin;
 use forebay_shard::store::DirtyKind;
 
@@ -18,6 +19,8 @@ use super::universe::Universe;
 pub struct Truth {
     dirty: Vec<Option<State>>,
     origin: Vec<State>,
+    /// Whether it may be dirty on a disk that is not here.
+    hidden: Vec<bool>,
 }
 
 impl Truth {
@@ -36,7 +39,14 @@ impl Truth {
             assert!(dirty[index].replace(state).is_none(), "a key has one dirty record");
         }
         let origin = (0..universe.written).map(|index| origin_state(&machine.origin, universe, index)).collect();
-        Truth { dirty, origin }
+        let is_hidden = |key: &BlockKey| &*key.volume != "through" && machine.seat_of(key).is_none();
+        let hidden = (0..universe.written).map(|index| is_hidden(universe.key(index))).collect();
+        Truth { dirty, origin, hidden }
+    }
+
+    /// Whether nobody can tell what the key is: it may be dirty on a disk that is not here. What is written through never is.
+    pub fn is_hidden(&self, index: usize) -> bool {
+        self.hidden[index]
     }
 
     /// What the key is.
