@@ -2,8 +2,8 @@
 //!
 //! Used by every verb through [`DiskSet::of`]; `disks/open` makes a set, `disks/settle` brings home what lies elsewhere. The
 //! invariant that everything rests on: **at most one disk has an entry of a key**. A key's *home* is drawn by weighted
-//! rendezvous hashing over the disks that the node has, whether they are well or not. What is dirty on another disk, because
-//! the set has changed, is a *stray*: its key stays with that disk until it was flushed and is gone there durably. So no disk
+//! rendezvous hashing over the disks that the node has, whether they are well or not. What is dirty or pinned on another disk,
+//! because the set has changed, is a *stray*: its key stays with that disk until it was flushed and unpinned and is gone there durably. So no disk
 //! ever hides what another one has (I13), and no disk needs another to recover. Generations come from one sequence.
 
 use std::cell::{Cell, RefCell};
@@ -71,7 +71,7 @@ impl<D> Seats<D> {
 pub(crate) struct DiskSet<D: Disk, R: Runtime> {
     places: Vec<Place<D, R>>,
     possible: Strays,
-    /// The disk of each key that is dirty on another than its home.
+    /// The disk of each key that is dirty, or pinned, on another than its home.
     strays: RefCell<IdentityMap<u16>>,
     next_generation: Cell<u64>,
     identity_key: IdentityKey,
@@ -110,7 +110,7 @@ pub struct DiskStats {
     pub writes_stopped: bool,
     /// Written to it since the shard was opened, journal, checkpoints and footers included.
     pub written_bytes: u64,
-    /// Keys that are here and belong to another disk, until they are flushed.
+    /// Keys that are here and belong to another disk, until they are flushed and unpinned.
     pub strays: u64,
     /// Its store's figures.
     pub store: StoreStats,

@@ -180,3 +180,32 @@ fn reads_that_fail_now_and_then_cost_nothing() {
     }
     assert!(failed > 20, "{failed} reads failed");
 }
+
+#[test]
+fn footers_of_which_a_read_fails_are_read_again_before_they_count_as_damaged() {
+    let mut failed = 0;
+    for seed in 0..12 {
+        let mut salvaged = |faults: Faults| {
+            let (bench, acknowledged) = used(seed, Ending::Close);
+            // Neither slots nor journal name anything any more.
+            (0..2).for_each(|slot| break_slot(&bench, slot, 0));
+            (0..JOURNAL_BYTES / 4096)
+                .for_each(|sector| bench.world.flip_bit(&slab_name(0), JOURNAL_AT + sector * 4096 + 60, 1));
+            bench.world.set_faults(faults);
+            let found = bench.run(async |store| {
+                bench.world.set_faults(Faults::default());
+                let rejected = store.recovered.rejected;
+                assert_eq!(store.recovered.by, RecoveredBy::Salvage);
+                assert_eq!(rejected.unreadable_sectors, 2, "the slots' and no footer's: {rejected:?}");
+                (store.recovered.dirty.len(), rejected.footers, missing(store, &acknowledged).await)
+            });
+            // Those of the slots' bad sectors are counted apart.
+            failed += bench.world.fired().read_error;
+            found
+        };
+        let (calm, stumbling) =
+            (salvaged(Faults::default()), salvaged(Faults { read_error: OneIn(5), ..Faults::default() }));
+        assert!(calm.0 > 0 && calm == stumbling, "seed {seed}: {calm:?}, {stumbling:?}");
+    }
+    assert!(failed > 60, "{failed} reads failed");
+}

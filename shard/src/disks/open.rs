@@ -2,7 +2,7 @@
 //!
 //! Called by `Shard::open_on`. A disk that can't be opened is away: the others serve. Two rules put in order what lies where,
 //! each durable on every disk before the next begins: of two entries of a key the one of the older generation goes, clean,
-//! dirty or tombstone; then clean entries go that are not at home. What is dirty and not at home stays, as a stray.
+//! dirty or tombstone; then clean entries go that are not at home. What is dirty or pinned and not at home stays, as a stray.
 
 use std::cell::{Cell, RefCell};
 use std::error::Error;

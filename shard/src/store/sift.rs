@@ -3,7 +3,7 @@
 //!
 //! Called by `disks` when a shard opens and its set of disks has changed. What is given up is gone durably when this
 //! returns: both checkpoints are written anew, so that whichever slot a later recovery reads, it never finds those records
-//! again (I13). A dirty entry goes only if a newer one of its key lies on another disk (I4).
+//! again (I13). A dirty entry goes only if a newer one of its key lies on another disk (I4); a pinned one likewise (I14).
 
 use forebay_io::{Disk, Runtime};
 

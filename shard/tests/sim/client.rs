@@ -15,7 +15,6 @@ use forebay_shard::outcome::{
     Condition, DeclinedReason, Durability, Headed, PinDone, Put, PutDone, Removed, UnpinDone,
 };
 use forebay_shard::sim_origin::SimOrigin;
-use forebay_shard::store::Pinning;
 use futures::future::{Either, join, select};
 use rand::Rng;
 use rand::rngs::SmallRng;
@@ -208,11 +207,7 @@ impl Client {
         let change = self.pin_model(index, PinModel::begin);
         let removed = self.shard.purge(&self.key(index)).await;
         self.note(index, "purged", removal_number(&removed));
-        self.pin_model(index, |model| match &removed {
-            Removed::Done(_) => model.end(change, Some(Pinning::Unpinned)),
-            Removed::Dirty => model.end_unchanged(change),
-            Removed::Declined(_) | Removed::Failed(_) => model.end(change, None),
-        });
+        self.pin_model(index, |model| model.end_removal(change, &removed));
         assert!(!matches!(removed, Removed::Failed(_)), "a purge asks nobody");
     }
 
@@ -235,20 +230,14 @@ impl Client {
             PinDone::Failed(_) => "pin: failed",
         };
         self.note(index, words, 0);
-        let is_honest = self.shared.plan.disk == DiskMode::Honest;
-        self.pin_model(index, |model| match done {
-            PinDone::Done => model.end(change, Some(Pinning::Pinned)),
-            PinDone::Full { .. } | PinDone::Absent if is_honest => model.end_refused(index, change),
-            _ => model.end(change, None),
-        });
+        self.pin_model(index, |model| model.end_pin(index, change, &done, self.shared.plan.disk));
     }
 
     async fn unpin(&mut self, index: usize) {
         let change = self.pin_model(index, PinModel::begin);
         let done = self.shard.unpin_block(&self.key(index)).await;
         self.note(index, "unpin", u64::from(matches!(done, UnpinDone::Done)));
-        let left = matches!(done, UnpinDone::Done).then_some(Pinning::Unpinned);
-        self.pin_model(index, |model| model.end(change, left));
+        self.pin_model(index, |model| model.end_unpin(change, &done));
     }
 
     fn draw_put(&mut self, index: usize, version: u8) -> Put {
@@ -336,8 +325,7 @@ impl Client {
         let removed = self.shard.delete(&self.key(index)).await;
         count_if(is_stray && matches!(removed, Removed::Done(_)), &self.shared.strays.deleted);
         self.note(index, "deleted", removal_number(&removed));
-        let left = matches!(removed, Removed::Done(_)).then_some(Pinning::Unpinned);
-        self.pin_model(index, |model| model.end(change, left));
+        self.pin_model(index, |model| model.end_removal(change, &removed));
         let sure = self.model(index, |model| model.end_delete(id, &removed));
         if let (Some(state), Removed::Done(Durability::Origin)) = (sure, &removed) {
             self.require_origin(index, state);

@@ -18,12 +18,13 @@ use forebay_shard::config::{
     Access, DirtyFull, DiskLimits, Geometry, HealthLimits, ShardConfig, SyncMode, VolumeConfig, WriteMode,
 };
 use forebay_shard::key::BlockKey;
-use forebay_shard::outcome::{Condition, Durability, Put};
+use forebay_shard::outcome::{Condition, Durability, PinDone, Put};
 
 use super::campaign::last_panic;
 use super::history;
 use super::machine::{Machine, SimShard};
 use super::model::KeyModel;
+use super::pins::PinModel;
 use super::plan::DiskMode;
 use super::rack::Rack;
 use super::reader::{Answer, Reader};
@@ -42,6 +43,8 @@ enum Verb {
     Delete(usize),
     Get(usize),
     Purge(usize),
+    Pin(usize),
+    Unpin(usize),
     Flush,
 }
 
@@ -49,12 +52,16 @@ impl Verb {
     fn key(self) -> Option<usize> {
         match self {
             Verb::Put(key, _) | Verb::Delete(key) | Verb::Get(key) | Verb::Purge(key) => Some(key),
+            Verb::Pin(key) | Verb::Unpin(key) => Some(key),
             Verb::Flush => None,
         }
     }
 
     fn all() -> Vec<Verb> {
-        let of_key = |key| [Verb::Put(key, 1), Verb::Put(key, 2), Verb::Delete(key), Verb::Get(key), Verb::Purge(key)];
+        let of_key = |key| {
+            let changes = [Verb::Put(key, 1), Verb::Put(key, 2), Verb::Delete(key), Verb::Purge(key)];
+            changes.into_iter().chain([Verb::Get(key), Verb::Pin(key), Verb::Unpin(key)])
+        };
         (0..2).flat_map(of_key).chain([Verb::Flush]).collect()
     }
 }
@@ -174,6 +181,7 @@ struct Bench {
     machine: Machine,
     universe: Universe,
     models: Vec<RefCell<KeyModel>>,
+    pins: Vec<RefCell<PinModel>>,
 }
 
 fn run_case(case: &Case) -> Seen {
@@ -218,7 +226,7 @@ impl Bench {
         machine.origin.set_latency_us(100..101);
         machine.origin.insert(universe.key(1), universe.version(1, 0).body.clone(), None);
         let models = vec![RefCell::new(KeyModel::new(0, None)), RefCell::new(KeyModel::new(1, Some(0)))];
-        Bench { machine, universe, models }
+        Bench { machine, universe, models, pins: vec![RefCell::default(), RefCell::default()] }
     }
 
     async fn act(&self, shard: &SimShard, verb: Verb) {
@@ -236,13 +244,33 @@ impl Bench {
             }
             Verb::Delete(index) => {
                 let id = self.models[index].borrow_mut().begin_write(None);
+                let change = self.pins[index].borrow_mut().begin();
                 history::note(now(), 0, index, "delete", 0);
                 let done = shard.delete(self.universe.key(index)).await;
                 history::note(now(), 0, index, "delete answered", 0);
+                self.pins[index].borrow_mut().end_removal(change, &done);
                 self.models[index].borrow_mut().end_delete(id, &done);
             }
             Verb::Get(index) => self.read(shard, index).await,
-            Verb::Purge(index) => drop(shard.purge(self.universe.key(index)).await),
+            Verb::Purge(index) => {
+                let change = self.pins[index].borrow_mut().begin();
+                let done = shard.purge(self.universe.key(index)).await;
+                history::note(now(), 0, index, "purge answered", 0);
+                self.pins[index].borrow_mut().end_removal(change, &done);
+            }
+            Verb::Pin(index) => {
+                let change = self.pins[index].borrow_mut().begin();
+                history::note(now(), 0, index, "pin", 0);
+                let done = shard.pin(self.universe.key(index)).await;
+                history::note(now(), 0, index, "pin answered", u64::from(matches!(done, PinDone::Done)));
+                self.pins[index].borrow_mut().end_pin(index, change, &done, DiskMode::Honest);
+            }
+            Verb::Unpin(index) => {
+                let change = self.pins[index].borrow_mut().begin();
+                let done = shard.unpin_block(self.universe.key(index)).await;
+                history::note(now(), 0, index, "unpin answered", 0);
+                self.pins[index].borrow_mut().end_unpin(change, &done);
+            }
             Verb::Flush => drop(shard.flush_all(Duration::from_secs(1)).await),
         }
     }
@@ -275,6 +303,7 @@ impl Bench {
     fn recover(&mut self) {
         history::note(self.machine.world.runtime().now(), 0, history::NO_KEY, "the power failed", 0);
         self.models.iter().for_each(|model| model.borrow_mut().crash());
+        self.pins.iter().for_each(|pin| pin.borrow_mut().crash());
         self.machine.open().expect("no crash is ordered").unwrap_or_else(|error| panic!("refuses to open: {error}"));
         self.judge();
         let shard = self.machine.shard().clone();
@@ -294,6 +323,8 @@ impl Bench {
         let truth = Truth::of(&self.machine, &self.universe);
         for (index, model) in self.models.iter().enumerate() {
             model.borrow_mut().recovered(truth.state(index), truth.dirty_over(index));
+            let found = self.machine.shard().pinning(self.universe.key(index));
+            self.pins[index].borrow().judge(index, found);
         }
     }
 }

@@ -4,9 +4,11 @@
 //! crashes and recoveries, until a purge, a delete or an unpin begins (I14). An acknowledged unpin, purge or delete ends it for
 //! good. Judged by `run` after every slice and every recovery on an honest disk; one that fails or lies loses pins with its bytes.
 
+use forebay_shard::outcome::{PinDone, Removed, UnpinDone};
 use forebay_shard::store::Pinning;
 
 use super::history;
+use super::plan::DiskMode;
 
 /// One key.
 #[derive(Default)]
@@ -35,7 +37,7 @@ impl PinModel {
     }
 
     /// It ended: it left the key so, if it was alone; `None` if nobody can tell.
-    pub fn end(&mut self, change: Change, left: Option<Pinning>) {
+    fn end(&mut self, change: Change, left: Option<Pinning>) {
         self.running -= 1;
         if change.was_alone && self.begun == change.begun {
             self.known = left;
@@ -43,17 +45,40 @@ impl PinModel {
     }
 
     /// It ended and changed nothing.
-    pub fn end_unchanged(&mut self, change: Change) {
+    fn end_unchanged(&mut self, change: Change) {
         self.end(change, change.before);
     }
 
     /// Its pin was refused, which never happens to a key that is pinned.
-    pub fn end_refused(&mut self, index: usize, change: Change) {
+    fn end_refused(&mut self, index: usize, change: Change) {
         let is_sure = change.was_alone && self.begun == change.begun && change.before == Some(Pinning::Pinned);
         if is_sure {
             history::violation(index, "I14: the pin of a pinned block was refused");
         }
         self.end(change, None);
+    }
+
+    /// A pin had this answer, on a disk that keeps its contract or not.
+    pub fn end_pin(&mut self, index: usize, change: Change, done: &PinDone, mode: DiskMode) {
+        match done {
+            PinDone::Done => self.end(change, Some(Pinning::Pinned)),
+            PinDone::Full { .. } | PinDone::Absent if mode == DiskMode::Honest => self.end_refused(index, change),
+            _ => self.end(change, None),
+        }
+    }
+
+    /// An unpin had this answer.
+    pub fn end_unpin(&mut self, change: Change, done: &UnpinDone) {
+        self.end(change, matches!(done, UnpinDone::Done).then_some(Pinning::Unpinned));
+    }
+
+    /// A purge or a delete had this answer.
+    pub fn end_removal(&mut self, change: Change, removed: &Removed) {
+        match removed {
+            Removed::Done(_) => self.end(change, Some(Pinning::Unpinned)),
+            Removed::Dirty => self.end_unchanged(change),
+            Removed::Declined(_) | Removed::Failed(_) => self.end(change, None),
+        }
     }
 
     /// Its disk was taken away, and its bytes with it.

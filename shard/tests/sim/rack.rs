@@ -1,7 +1,7 @@
 //! The disks of the simulated machine as its edge keeps them: who belongs to the set, who is here at this start, and whether a
 //! key may lie on another disk than its home.
 //!
-//! Made and changed by `lives` from the seed, read by `machine` when it opens the shard. Three runs in four have one disk, the
+//! Made and changed by `operator` from the seed, read by `machine` when it opens the shard. Three runs in four have one disk, the
 //! nameless one of the world, which never changes. The rules of the roster are those of the edge (`src/proxy/node_file`): a
 //! change of the set unsettles it, a start that finds all disks and no stray settles it.
 
