@@ -344,14 +344,15 @@ impl Inner {
             return Ok(Arc::clone(bypass));
         }
         let own = self.settings.credentials.clone();
-        let credentials = match own.load() {
+        let ca = self.settings.store_ca.as_deref();
+        let bypass = match own.load() {
             Err(missing) if net.routing.store.sessions => {
                 let keys = self.sessions.keys().await.map_err(|why| format!("{missing}; and {why}"))?;
-                CredentialSource::Keys(keys)
+                Bypass::new(&net.routing, CredentialSource::Keys(keys), ca)?.with_absence_listed()
             }
-            _ => own,
+            _ => Bypass::new(&net.routing, own, ca)?,
         };
-        let bypass = Arc::new(Bypass::new(&net.routing, credentials, self.settings.store_ca.as_deref())?);
+        let bypass = Arc::new(bypass);
         *locked(&self.bypass) = Some(Arc::clone(&bypass));
         Ok(bypass)
     }

@@ -42,6 +42,16 @@ pub struct Bypass {
     prefix: String,
     block_bytes_max: u64,
     conditional_put: bool,
+    absence: Absence,
+}
+
+/// How it is learned that there is no such object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Absence {
+    /// By a 404.
+    Told,
+    /// By a list, after a 403.
+    Listed,
 }
 
 /// A block of the store.
@@ -113,7 +123,14 @@ impl Bypass {
             prefix: routing.volume.prefix.clone(),
             block_bytes_max: u64::from(routing.volume.block_size),
             conditional_put: store.conditional_put,
+            absence: Absence::Told,
         })
+    }
+
+    /// The same for credentials that may list under the volume's prefix only: to them, a store that follows IAM answers 403 for what is not there.
+    #[must_use]
+    pub fn with_absence_listed(self) -> Bypass {
+        Bypass { absence: Absence::Listed, ..self }
     }
 
     /// The whole block, compared with its digest; `None`: the store has none.
@@ -122,7 +139,8 @@ impl Bypass {
     /// The store can't be asked, or its bytes are not the block's.
     pub async fn get(&self, key: &str) -> Result<Option<(Stored, Bytes)>, ClientError> {
         let headers = vec![("x-amz-checksum-mode", "ENABLED".to_owned())];
-        let Some(mut answer) = self.present(self.send(Verb::Get, key, headers, None).await?, Verb::Get).await? else {
+        let Some(mut answer) = self.present(self.send(Verb::Get, key, headers, None).await?, Verb::Get, key).await?
+        else {
             return Ok(None);
         };
         let stored = stored(answer.headers())?;
@@ -141,7 +159,7 @@ impl Bypass {
     /// The store can't be asked.
     pub async fn head(&self, key: &str) -> Result<Option<Stored>, ClientError> {
         let answer = self.send(Verb::Head, key, Vec::new(), None).await?;
-        self.present(answer, Verb::Head).await?.map(|answer| stored(answer.headers())).transpose()
+        self.present(answer, Verb::Head, key).await?.map(|answer| stored(answer.headers())).transpose()
     }
 
     /// Stores a block if there is none.
@@ -180,7 +198,7 @@ impl Bypass {
     /// The store can't be asked.
     pub async fn delete(&self, key: &str) -> Result<(), ClientError> {
         let answer = self.send(Verb::Delete, key, Vec::new(), None).await?;
-        self.present(answer, Verb::Delete).await.map(drop)
+        self.present(answer, Verb::Delete, key).await.map(drop)
     }
 
     /// At most 1,000 objects whose keys begin with `prefix`, and where the next list goes on.
@@ -192,27 +210,38 @@ impl Bypass {
         prefix: &str,
         continuation: Option<&str>,
     ) -> Result<(Vec<Listed>, Option<String>), ClientError> {
-        let url = self.signer.list_url(&format!("{}{prefix}", self.prefix), LIST_COUNT_MAX, continuation);
+        let list = self.listed(&format!("{}{prefix}", self.prefix), LIST_COUNT_MAX, continuation).await?;
+        let listed = list.contents.into_iter().filter_map(|item| {
+            let key = item.key.strip_prefix(&self.prefix)?.to_owned();
+            Some(Listed { key, bytes: item.size, modified: item.last_modified })
+        });
+        let next = list.next_continuation_token.filter(|_| list.is_truncated);
+        Ok((listed.collect(), next))
+    }
+
+    /// Objects whose names begin with `prefix`, the names decoded.
+    async fn listed(
+        &self,
+        prefix: &str,
+        count_max: u32,
+        continuation: Option<&str>,
+    ) -> Result<ListDocument, ClientError> {
+        let url = self.signer.list_url(prefix, count_max, continuation);
         let mut answer = self.answer(self.http.get(url)).await?;
         if !answer.status().is_success() {
             return Err(self.refused(answer).await);
         }
         let body = body_of(&mut answer, SMALL_BODY_BYTES_MAX).await?;
         let text = String::from_utf8_lossy(&body);
-        let list: ListDocument = quick_xml::de::from_str(&text)
+        let mut list: ListDocument = quick_xml::de::from_str(&text)
             .map_err(|error| ClientError::Unavailable(format!("the store's list makes no sense: {error}")))?;
         // Not every store knows that keys are to be encoded.
-        let is_encoded = list.encoding_type.as_deref() == Some("url");
-        let listed = list.contents.into_iter().filter_map(|item| {
-            let name = match is_encoded {
-                true => percent_decode_str(&item.key.replace('+', " ")).decode_utf8_lossy().into_owned(),
-                false => item.key,
-            };
-            let key = name.strip_prefix(&self.prefix)?.to_owned();
-            Some(Listed { key, bytes: item.size, modified: item.last_modified })
-        });
-        let next = list.next_continuation_token.filter(|_| list.is_truncated);
-        Ok((listed.collect(), next))
+        if list.encoding_type.as_deref() == Some("url") {
+            for item in &mut list.contents {
+                item.key = percent_decode_str(&item.key.replace('+', " ")).decode_utf8_lossy().into_owned();
+            }
+        }
+        Ok(list)
     }
 
     async fn send(
@@ -222,11 +251,7 @@ impl Bypass {
         headers: Vec<SignedHeader>,
         body: Option<Bytes>,
     ) -> Result<Response, ClientError> {
-        let name =
-            object_name(self.names, &self.prefix, key).map_err(|error| ClientError::BadKey(error.to_string()))?;
-        if name.is_empty() {
-            return Err(ClientError::BadKey("the key is empty".to_owned()));
-        }
+        let name = self.name(key)?;
         let url = self.signer.url(verb, &name, &headers);
         let mut request = self.http.request(verb.method(), url);
         for (name, value) in headers {
@@ -236,6 +261,12 @@ impl Bypass {
             request = request.body(body);
         }
         self.answer(request).await
+    }
+
+    fn name(&self, key: &str) -> Result<String, ClientError> {
+        let name =
+            object_name(self.names, &self.prefix, key).map_err(|error| ClientError::BadKey(error.to_string()))?;
+        if name.is_empty() { Err(ClientError::BadKey("the key is empty".to_owned())) } else { Ok(name) }
     }
 
     async fn answer(&self, request: reqwest::RequestBuilder) -> Result<Response, ClientError> {
@@ -266,9 +297,19 @@ impl Bypass {
     }
 
     /// `None` if the store says that there is no such object, and not that there is no such bucket.
-    async fn present(&self, answer: Response, verb: Verb) -> Result<Option<Response>, ClientError> {
+    async fn present(&self, answer: Response, verb: Verb, key: &str) -> Result<Option<Response>, ClientError> {
         if answer.status().is_success() {
             return Ok(Some(answer));
+        }
+        let is_reading = matches!(verb, Verb::Get | Verb::Head);
+        if answer.status() == StatusCode::FORBIDDEN && self.absence == Absence::Listed && is_reading {
+            // A name comes before all that begin with it, so one entry decides.
+            let name = self.name(key)?;
+            if let Ok(list) = self.listed(&name, 1, None).await
+                && list.contents.first().is_none_or(|first| first.key != name)
+            {
+                return Ok(None);
+            }
         }
         if answer.status() != StatusCode::NOT_FOUND {
             return Err(self.refused(answer).await);

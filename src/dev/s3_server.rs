@@ -165,9 +165,9 @@ fn service(options: &S3ServerOptions) -> io::Result<S3Service> {
     fs::create_dir_all(options.root.join(&options.bucket))?;
     let root = options.root.canonicalize()?;
     let fs = FileSystem::new(&root).map_err(|error| io::Error::other(format!("s3s-fs: {error:?}")))?;
-    let layer = layer::Layer::new(fs, root, &options.region, names::Names::new(folder));
-    let mut builder = S3ServiceBuilder::new(layer);
     let sessions = Sessions::new(&options.access_key, &options.secret_key);
+    let layer = layer::Layer::new(fs, root, &options.region, names::Names::new(folder), sessions.clone());
+    let mut builder = S3ServiceBuilder::new(layer);
     builder.set_auth(sessions.clone());
     builder.set_access(sessions.clone());
     builder.set_route(sessions);

@@ -4,7 +4,7 @@
 
 use std::time::{Duration, Instant};
 
-use forebay::client::{Client, Settings, StoreAccess, Via};
+use forebay::client::{Client, ClientError, Settings, StoreAccess, Via};
 use forebay::dev::s3_server::ROLE;
 use forebay::origin::CredentialSource;
 use forebay::token::Right;
@@ -103,6 +103,9 @@ fn a_client_without_credentials_goes_by_a_session_that_opens_its_prefix_alone() 
         let block = client.get(&key(10), None).await.unwrap();
         assert_eq!((block.meta.via.clone(), block.bytes().await.unwrap()), (Via::Store, content(10)));
         client.delete(&key(10)).await.unwrap();
+        // To a session the store does not say so by itself.
+        assert_eq!(read(&client, 10).await, Err(ClientError::Absent));
+        assert_eq!(client.head("plain").await, Err(ClientError::Absent), "others begin so");
 
         until("a renewal", LASTS, async || obtained(&client).filter(|(_, count)| *count > 1)).await;
         let renewed = first_seen.elapsed();
@@ -137,6 +140,7 @@ async fn nothing_else_is_open(bench: &Bench, client: &Client) {
         ("PUT", format!("{own}scratch"), 200),
         ("DELETE", format!("{own}scratch"), 204),
         ("LIST", own.clone(), 200),
+        ("GET", format!("{own}nothing"), 403),
         ("GET", format!("{other}plain/4"), 403),
         ("PUT", format!("{other}scratch"), 403),
         ("DELETE", format!("{other}plain/4"), 403),

@@ -6,6 +6,7 @@
 use std::hash::{BuildHasher, RandomState};
 use std::path::PathBuf;
 
+use s3s::auth::Credentials;
 use s3s::dto::*;
 use s3s::{S3, S3Request, S3Response, S3Result, s3_error};
 use s3s_fs::FileSystem;
@@ -14,6 +15,7 @@ use tokio::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 use super::body;
 use super::list;
 use super::names::Names;
+use super::sessions::Sessions;
 
 /// Locks, shared by keys whose hashes meet.
 const LOCK_COUNT: usize = 256;
@@ -24,15 +26,16 @@ pub struct Layer {
     root: PathBuf,
     region: String,
     names: Names,
+    sessions: Sessions,
     hashing: RandomState,
     locks: Vec<RwLock<()>>,
 }
 
 impl Layer {
     /// A layer that answers for `region` and finds the buckets in `root`.
-    pub fn new(fs: FileSystem, root: PathBuf, region: &str, names: Names) -> Layer {
+    pub fn new(fs: FileSystem, root: PathBuf, region: &str, names: Names, sessions: Sessions) -> Layer {
         let locks = (0..LOCK_COUNT).map(|_| RwLock::new(())).collect();
-        Layer { fs, root, region: region.to_owned(), names, hashing: RandomState::new(), locks }
+        Layer { fs, root, region: region.to_owned(), names, sessions, hashing: RandomState::new(), locks }
     }
 
     /// What every request must pass: the right region, an existing bucket.
@@ -77,6 +80,14 @@ impl Layer {
     async fn head_of(&self, bucket: &str, name: &str) -> S3Result<HeadObjectOutput> {
         let input = HeadObjectInput { bucket: bucket.to_owned(), key: name.to_owned(), ..HeadObjectInput::default() };
         Ok(self.fs.head_object(inner_request(input)).await?.output)
+    }
+
+    /// As S3 does it: who may not list all of the bucket gets 403 for an object that is not there.
+    async fn conceal(&self, who: Option<&Credentials>, bucket: &str, name: &str) -> S3Result<()> {
+        if who.is_some_and(|who| !self.sessions.may_list(&who.access_key, bucket)) {
+            self.head_of(bucket, name).await.map_err(|_| s3_error!(AccessDenied))?;
+        }
+        Ok(())
     }
 
     fn list(&self, bucket: &str, query: &list::Query<'_>) -> S3Result<list::Listing> {
@@ -139,6 +150,7 @@ impl S3 for Layer {
         self.admit(&req, &req.input.bucket)?;
         let _lock = self.reading(&req.input.bucket, &req.input.key).await;
         req.input.key = self.names.name(&req.input.key);
+        self.conceal(req.credentials.as_ref(), &req.input.bucket, &req.input.key).await?;
         if req.input.if_match.is_some() || req.input.if_none_match.is_some() {
             let head = self.head_of(&req.input.bucket, &req.input.key).await?;
             check_conditions(head.e_tag.as_ref(), req.input.if_match.as_ref(), req.input.if_none_match.as_ref())?;
@@ -150,6 +162,7 @@ impl S3 for Layer {
         self.admit(&req, &req.input.bucket)?;
         let _lock = self.reading(&req.input.bucket, &req.input.key).await;
         req.input.key = self.names.name(&req.input.key);
+        self.conceal(req.credentials.as_ref(), &req.input.bucket, &req.input.key).await?;
         let (if_match, if_none_match) = (req.input.if_match.clone(), req.input.if_none_match.clone());
         let head = self.fs.head_object(req).await?;
         check_conditions(head.output.e_tag.as_ref(), if_match.as_ref(), if_none_match.as_ref())?;

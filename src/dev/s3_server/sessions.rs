@@ -58,6 +58,13 @@ impl Sessions {
         self.0.sessions.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether whoever has `access_key` may list all of `bucket`; who may not is not told that an object is absent.
+    pub fn may_list(&self, access_key: &str, bucket: &str) -> bool {
+        let resource = format!("arn:aws:s3:::{bucket}");
+        let may = |session: &Session| session.policy.allows("s3:ListBucket", &resource, None);
+        access_key == self.0.access_key || self.sessions().get(access_key).is_some_and(may)
+    }
+
     /// A new session as the answer's XML tells it.
     fn assume(&self, form: &HashMap<String, String>) -> S3Result<String> {
         let asked = |name: &str| form.get(name).map(String::as_str).unwrap_or_default();
