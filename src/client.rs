@@ -12,6 +12,7 @@ pub mod breaker;
 pub mod bypass;
 pub mod error;
 pub mod hedge;
+mod kept;
 mod member;
 mod net;
 pub mod plan;
@@ -26,7 +27,7 @@ mod write;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
@@ -40,6 +41,7 @@ pub use write::{PutCondition, PutDone};
 
 use bypass::Bypass;
 use hedge::Hedges;
+use kept::Kept;
 use member::{Reach, locked};
 use net::Net;
 use probe::GroupProbe;
@@ -54,8 +56,8 @@ use crate::lease::Leases;
 use crate::origin::CredentialSource;
 use crate::origin::RetrySettings;
 use crate::origin::retry::RetryBudget;
-use crate::resource::{Bypass as BypassRule, VolumeKind};
-use crate::routing::{RoutedKey, Routing};
+use crate::resource::{Bypass as BypassRule, Volume, VolumeKind};
+use crate::routing::{RoutedKey, RoutedStore, Routing};
 
 /// Leases that are held at once.
 const LEASES_MAX: usize = 4_096;
@@ -179,6 +181,9 @@ impl Drop for Tasks {
     }
 }
 
+/// Where a volume lies, and what it lets its clients do.
+type StorePlace = (RoutedStore, Volume);
+
 /// What all clones share.
 struct Inner {
     settings: Settings,
@@ -193,7 +198,7 @@ struct Inner {
     hedges: Mutex<Hedges>,
     budget: RetryBudget,
     counters: Counters,
-    bypass: Mutex<Option<Arc<Bypass>>>,
+    bypass: Mutex<Kept<StorePlace, Bypass>>,
     sessions: Sessions,
     started: Instant,
 }
@@ -310,12 +315,7 @@ impl Inner {
         }
         let last = self.net();
         match Net::new(routing, Some(&last), &self.reach) {
-            Ok(net) => {
-                if net.routing.store != last.routing.store || net.routing.volume != last.routing.volume {
-                    locked(&self.bypass).take();
-                }
-                *locked(&self.net) = Arc::new(net);
-            }
+            Ok(net) => *locked(&self.net) = Arc::new(net),
             Err(error) => tracing::error!(%error, "the new routing can't be used: the last one stays"),
         }
     }
@@ -340,20 +340,23 @@ impl Inner {
     }
 
     async fn store(&self, net: &Net) -> Result<Arc<Bypass>, String> {
-        if let Some(bypass) = &*locked(&self.bypass) {
-            return Ok(Arc::clone(bypass));
-        }
+        let place = (net.routing.store.clone(), net.routing.volume.clone());
+        let begun = match locked(&self.bypass).find(&place, SystemTime::now()) {
+            Ok(bypass) => return Ok(bypass),
+            Err(begun) => begun,
+        };
         let own = self.settings.credentials.clone();
         let ca = self.settings.store_ca.as_deref();
-        let bypass = match own.load() {
+        let (bypass, ends) = match own.load() {
             Err(missing) if net.routing.store.sessions => {
-                let keys = self.sessions.keys().await.map_err(|why| format!("{missing}; and {why}"))?;
-                Bypass::new(&net.routing, CredentialSource::Keys(keys), ca)?.with_absence_listed()
+                let (keys, ends) =
+                    self.sessions.keys(&net.routing).await.map_err(|why| format!("{missing}; and {why}"))?;
+                (Bypass::new(&net.routing, CredentialSource::Keys(keys), ca)?.with_absence_listed(), Some(ends))
             }
-            _ => Bypass::new(&net.routing, own, ca)?,
+            _ => (Bypass::new(&net.routing, own, ca)?, None),
         };
         let bypass = Arc::new(bypass);
-        *locked(&self.bypass) = Some(Arc::clone(&bypass));
+        locked(&self.bypass).keep(begun, place, ends, &bypass);
         Ok(bypass)
     }
 

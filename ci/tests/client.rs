@@ -377,3 +377,29 @@ fn a_volume_that_cannot_be_opened_says_why() {
         assert!(Client::open(untrusting, &name).await.is_err());
     });
 }
+
+/// Members that are passed by may be back: what they hold would be read for ever.
+#[test]
+fn a_delete_past_the_members_is_told_to_those_that_come_back() {
+    let bench = Bench::new("2", "0");
+    let pids: Vec<u32> = bench.running.summary.proxies.iter().map(|proxy| proxy.pid).collect();
+    block_on(async {
+        let volume = bench.running.volume("write-through").name.clone();
+        let client = bench.open("write-through").await;
+        bench.control(&["volume", "update", &volume, "--bypass", "always"]);
+        let rule = || client.routing().volume.bypass;
+        until("the rule", BOUND, async || (rule() == forebay::resource::Bypass::Always).then_some(())).await;
+        put(&client, 1).await;
+        check(&client, 1).await;
+        pids.iter().for_each(|pid| signal(*pid, Signal::STOP));
+        check(&client, 1).await;
+        let bypassed = || client.counters().bypassed_writes.load(Ordering::Relaxed);
+        let deleting = key(1);
+        let (deleted, ()) = tokio::join!(client.delete(&deleting), async {
+            until("the store's delete", BOUND, async || (bypassed() == 1).then_some(())).await;
+            pids.iter().for_each(|pid| signal(*pid, Signal::CONT));
+        });
+        assert_eq!(deleted, Ok(()));
+        assert_eq!(read(&bench.open("write-through").await, 1).await, Err(ClientError::Absent));
+    });
+}

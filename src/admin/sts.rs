@@ -88,6 +88,9 @@ impl Sts {
             quick_xml::de::from_str(&text).map_err(|_| "the STS's answer makes no sense".to_owned())?;
         let given = answer.assume_role_result.credentials;
         let expires_at = unix_seconds(&given.expiration).ok_or("the STS's answer has no Expiration")?;
+        if expires_at <= now {
+            return Err("the STS gives a session that has ended: is this machine's clock right?".to_owned());
+        }
         Ok(SessionCredentials {
             access_key: given.access_key_id,
             secret_key: given.secret_access_key,
@@ -234,7 +237,8 @@ fn unix_seconds(text: &str) -> Option<u64> {
     };
     let [year, month, day] = numbers(date, '-')?;
     let [hour, minute, second] = numbers(time.split('.').next()?, ':')?;
-    if !(1970..=9999).contains(&year) || !(1..=12).contains(&month) || !(1..=31).contains(&day) || hour > 24 {
+    let is_day = (1970..=9999).contains(&year) && (1..=12).contains(&month) && (1..=31).contains(&day);
+    if !is_day || hour > 23 || minute > 59 || second > 60 {
         return None;
     }
     let shifted_year = if month <= 2 { year - 1 } else { year };
@@ -299,7 +303,9 @@ mod tests {
         ] {
             assert_eq!((basic_time(seconds).as_str(), unix_seconds(extended)), (basic, Some(seconds)));
         }
-        for bad in ["", "2026-01-01", "2026-13-01T00:00:00Z", "1969-12-31T00:00:00Z", "2026-01-01T00:00:00+01:00"] {
+        let far = format!("2026-01-01T00:{}:00Z", u64::MAX);
+        for bad in ["", "2026-01-01", "2026-13-01T00:00:00Z", "1969-12-31T00:00:00Z", "2026-01-01T00:00:00+01:00", &far]
+        {
             assert_eq!(unix_seconds(bad), None, "{bad}");
         }
     }

@@ -303,10 +303,9 @@ impl Bypass {
         }
         let is_reading = matches!(verb, Verb::Get | Verb::Head);
         if answer.status() == StatusCode::FORBIDDEN && self.absence == Absence::Listed && is_reading {
-            // A name comes before all that begin with it, so one entry decides.
             let name = self.name(key)?;
             if let Ok(list) = self.listed(&name, 1, None).await
-                && list.contents.first().is_none_or(|first| first.key != name)
+                && list.says_absent(&name)
             {
                 return Ok(None);
             }
@@ -398,6 +397,17 @@ struct ListDocument {
     next_continuation_token: Option<String>,
 }
 
+impl ListDocument {
+    /// Whether a list of what begins with `name` proves that there is nothing of this very name. A name comes before all that begin with it, so one entry decides;
+    /// an empty part of a list that goes on, and an entry that was not asked for (a name that lost its blanks, a store that lists in another way), prove nothing.
+    fn says_absent(&self, name: &str) -> bool {
+        match self.contents.first() {
+            Some(first) => first.key.len() > name.len() && first.key.starts_with(name),
+            None => !self.is_truncated,
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct ListItem {
@@ -444,5 +454,19 @@ mod tests {
         assert_eq!(list.next_continuation_token.as_deref(), Some("t"));
         assert_eq!(code_of(b"<Error><Code>NoSuchKey</Code><Message>m</Message></Error>"), "NoSuchKey");
         assert_eq!(code_of(b"nonsense"), "");
+    }
+
+    #[test]
+    fn a_list_of_one_name_says_absent_only_if_it_is_certain() {
+        let says_absent = |inside: &str| {
+            let text = format!("<ListBucketResult>{inside}</ListBucketResult>");
+            quick_xml::de::from_str::<ListDocument>(&text).unwrap().says_absent("v/a ")
+        };
+        let entry = |key: &str| format!("<IsTruncated>true</IsTruncated><Contents><Key>{key}</Key></Contents>");
+        assert!(says_absent("<IsTruncated>false</IsTruncated>") && says_absent(&entry("v/a b")));
+        assert!(!says_absent("<IsTruncated>true</IsTruncated>"), "the list goes on");
+        for present in ["v/a ", "v/a", "v/"] {
+            assert!(!says_absent(&entry(present)), "{present:?}");
+        }
     }
 }

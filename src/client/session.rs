@@ -7,6 +7,8 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
+use rand::rngs::SmallRng;
+use rand::{Rng as _, SeedableRng as _};
 use reqwest::{Client, Url};
 use serde::Serialize;
 use tokio::sync::watch;
@@ -27,7 +29,9 @@ const ANSWER_BYTES_MAX: usize = 64 << 10;
 const LOOK: Duration = Duration::from_secs(30);
 /// After a failure; doubled by each further one.
 const PAUSE: Duration = Duration::from_secs(1);
-const PAUSE_MAX: Duration = Duration::from_secs(60);
+const PAUSE_MAX: Duration = LOOK;
+/// No session is believed to last longer.
+const LASTS_MAX: Duration = Duration::from_secs(7 * 86_400);
 /// How long a first question is waited for by whoever needs the store.
 const FIRST_MAX: Duration = Duration::from_secs(3);
 
@@ -63,10 +67,28 @@ pub(super) struct Sessions {
 struct Held {
     keys: Keys,
     right: Right,
+    given: SystemTime,
     renew: SystemTime,
     ends: SystemTime,
     /// What they are for.
     of: Scope,
+}
+
+impl Held {
+    fn new(given: SessionCredentials, of: Scope, now: SystemTime) -> Result<Held, String> {
+        if given.lasts_seconds == 0 {
+            return Err("the admin gives session credentials that have ended: is its clock right?".to_owned());
+        }
+        let lasts = Duration::from_secs(given.lasts_seconds).min(LASTS_MAX);
+        let (access_key, secret_key) = (given.access_key, given.secret_key);
+        let keys = Keys { access_key, secret_key, session_token: Some(given.session_token) };
+        Ok(Held { keys, right: given.right, given: now, renew: now + lasts / 2, ends: now + lasts, of })
+    }
+
+    /// How long no renewal is needed. Of a clock that was set back nothing is known.
+    fn good_for(&self, now: SystemTime) -> Duration {
+        if now < self.given { Duration::ZERO } else { self.renew.duration_since(now).unwrap_or_default() }
+    }
 }
 
 /// What a session depends on.
@@ -89,6 +111,10 @@ impl Scope {
             read_only: routing.volume.read_only,
         }
     }
+
+    fn is_same_place(&self, other: &Scope) -> bool {
+        (&self.endpoint, &self.bucket, &self.prefix) == (&other.endpoint, &other.bucket, &other.prefix)
+    }
 }
 
 impl Default for Sessions {
@@ -98,16 +124,19 @@ impl Default for Sessions {
 }
 
 impl Sessions {
-    /// The keys, if they have not ended. Waits a little for a first answer.
+    /// The keys for what `routing` says, if they have not ended, and when they do. Waits a little for a first answer.
     ///
     /// # Errors
     /// Why there are none.
-    pub(super) async fn keys(&self) -> Result<Keys, String> {
+    pub(super) async fn keys(&self, routing: &Routing) -> Result<(Keys, SystemTime), String> {
         let mut settled = self.settled.subscribe();
         // Over time: then without.
         let _ = tokio::time::timeout(FIRST_MAX, settled.wait_for(|is_settled| *is_settled)).await;
         match &*locked(&self.held) {
-            Ok(held) if SystemTime::now() < held.ends => Ok(held.keys.clone()),
+            Ok(held) if !held.of.is_same_place(&Scope::of(routing)) => {
+                Err("the session credentials are for where the volume was before".to_owned())
+            }
+            Ok(held) if SystemTime::now() < held.ends => Ok((held.keys.clone(), held.ends)),
             Ok(_) => Err("the session credentials have ended, and the admin gives no others".to_owned()),
             Err(why) => Err(format!("no session credentials: {why}")),
         }
@@ -130,7 +159,7 @@ impl Sessions {
     /// How long those that are held need no renewal; zero: now.
     fn good_for(&self, scope: &Scope, now: SystemTime) -> Duration {
         match &*locked(&self.held) {
-            Ok(held) if held.of == *scope => held.renew.duration_since(now).unwrap_or_default(),
+            Ok(held) if held.of == *scope => held.good_for(now),
             _ => Duration::ZERO,
         }
     }
@@ -149,7 +178,8 @@ pub(super) async fn run(inner: Arc<Inner>) {
         };
         inner.sessions.settled.send_replace(true);
         tokio::select! {
-            () = tokio::time::sleep(pause.min(LOOK)) => {}
+            // However short they last: nobody is asked without a pause.
+            () = tokio::time::sleep(pause.clamp(PAUSE / 2, LOOK)) => {}
             changed = routing.changed() => {
                 if changed.is_err() {
                     return;
@@ -166,27 +196,16 @@ async fn renewed(inner: &Inner, told: &Routing, failures: &mut u32) -> Duration 
     if !good_for.is_zero() {
         return good_for;
     }
-    match ask(inner).await {
-        Ok(given) => {
+    let given = ask(inner).await.and_then(|given| Held::new(given, scope.clone(), SystemTime::now()));
+    match given {
+        Ok(held) => {
             *failures = 0;
-            let now = SystemTime::now();
-            let lasts = Duration::from_secs(given.lasts_seconds);
-            let held = Held {
-                keys: Keys {
-                    access_key: given.access_key,
-                    secret_key: given.secret_key,
-                    session_token: Some(given.session_token),
-                },
-                right: given.right,
-                renew: now + lasts / 2,
-                ends: now + lasts,
-                of: scope,
-            };
+            let good_for = held.good_for(held.given);
             *locked(&inner.sessions.held) = Ok(held);
             // The next who needs the store begins with these.
-            locked(&inner.bypass).take();
+            locked(&inner.bypass).forget();
             inner.counters.sessions_obtained.fetch_add(1, Ordering::Relaxed);
-            lasts / 2
+            good_for
         }
         Err(why) => {
             tracing::debug!(%why, "no session credentials");
@@ -198,7 +217,8 @@ async fn renewed(inner: &Inner, told: &Routing, failures: &mut u32) -> Duration 
             }
             let pause = PAUSE.saturating_mul(1 << (*failures).min(6)).min(PAUSE_MAX);
             *failures += 1;
-            pause
+            // All clients of an admin that was away begin at the same time.
+            pause.mul_f64(0.5 + SmallRng::from_os_rng().random::<f64>() / 2.0)
         }
     }
 }
@@ -237,20 +257,38 @@ mod tests {
         }
     }
 
+    fn given(lasts_seconds: u64) -> SessionCredentials {
+        SessionCredentials {
+            access_key: "A".to_owned(),
+            secret_key: "S".to_owned(),
+            session_token: "T".to_owned(),
+            expires_at: 0,
+            lasts_seconds,
+            right: Right::Read,
+        }
+    }
+
     #[test]
     fn they_are_renewed_at_half_their_life_and_when_they_are_for_something_else() {
         let (sessions, now, hour) = (Sessions::default(), SystemTime::now(), Duration::from_secs(3_600));
         assert_eq!(sessions.good_for(&scope("v/"), now), Duration::ZERO, "there are none");
-        let keys = Keys { access_key: "A".to_owned(), secret_key: "S".to_owned(), session_token: None };
-        let (right, of) = (Right::Read, scope("v/"));
-        *locked(&sessions.held) = Ok(Held { keys, right, renew: now + hour / 2, ends: now + hour, of });
+        *locked(&sessions.held) = Held::new(given(3_600), scope("v/"), now);
         assert_eq!(sessions.good_for(&scope("v/"), now), hour / 2);
         assert_eq!(sessions.good_for(&scope("v/"), now + hour / 2), Duration::ZERO);
         assert_eq!(sessions.good_for(&scope("v/"), now + hour * 9), Duration::ZERO, "the machine slept");
+        assert_eq!(sessions.good_for(&scope("v/"), now - hour * 9), Duration::ZERO, "the clock was set back");
         assert_eq!(sessions.good_for(&scope("w/"), now), Duration::ZERO);
         assert!(matches!(
             sessions.access(3, 1),
             StoreAccess::Session { right: Right::Read, obtained: 3, failed: 1, .. }
         ));
+    }
+
+    #[test]
+    fn no_lifetime_in_an_answer_ends_the_task_or_makes_it_ask_without_a_pause() {
+        let now = SystemTime::now();
+        assert!(Held::new(given(0), scope("v/"), now).is_err());
+        let held = Held::new(given(u64::MAX), scope("v/"), now);
+        assert_eq!(held.map(|held| held.good_for(now)), Ok(LASTS_MAX / 2));
     }
 }

@@ -293,12 +293,13 @@ impl Inner {
     }
 
     /// Drops what other members have of a deleted block. A copy that is dirty there, from before a change of membership, is deleted there too.
+    /// Where no member did the delete, those that are passed by are asked as well: they may be back, with a copy that would be read for ever.
     async fn sweep(&self, net: &Arc<Net>, key: &str, done: Option<Place>) {
         let mut tasks = JoinSet::new();
         let until = Instant::now() + SWEEP_TIMEOUT;
         for (at, members) in net.members.iter().enumerate() {
             for (position, member) in members.iter().enumerate() {
-                if Some((at, position)) == done || member.is_passed_by() {
+                if Some((at, position)) == done || (done.is_some() && member.is_passed_by()) {
                     continue;
                 }
                 let (member, key) = (Arc::clone(member), key.to_owned());

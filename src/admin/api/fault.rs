@@ -92,9 +92,11 @@ impl Fault {
         Fault::new(Problem::QueueFull, "too many wait for a change: ask without `wait`, or again later")
     }
 
+    /// What went wrong names roles, accounts and files of the operator's: it is for the log, and not for whoever holds a token for a volume.
     pub(super) fn sts(store: &str, words: &str) -> Fault {
         tracing::warn!(store, words, "no session credentials");
-        Fault::new(Problem::OriginUnavailable, format!("store {store} gives no session credentials: {words}"))
+        let told = format!("store {store} gives no session credentials now: the admin's log says why");
+        Fault::new(Problem::OriginUnavailable, told)
     }
 
     /// A body beyond [`super::BODY_BYTES_MAX`].

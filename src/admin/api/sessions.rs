@@ -1,6 +1,7 @@
 //! Session credentials for a volume's clients: `GET /v1/volumes/{volume}/credentials`.
 //!
-//! Takes the token that opens the volume, and gives what the volume's `bypass` lets a client do by itself: nothing, read, or write too if the token and the volume allow that.
+//! Takes the token that opens the volume, and gives what the volume's `bypass` lets a client do by itself: nothing, read, or write too if the token and the volume allow that;
+//! and no longer than the token lasts.
 //! The keys that the store's record refers to are read here, on this machine, and assume its role (`sts`). Nothing of it is kept.
 
 use std::sync::Arc;
@@ -23,6 +24,8 @@ use crate::token::Right;
 pub(super) const QUESTIONS_MAX: usize = 32;
 /// How long a session lasts if the store's record does not say.
 const SECONDS: u32 = 3_600;
+/// Most STSs give none for less.
+const SECONDS_MIN: u32 = 900;
 
 /// Its route.
 pub fn routes() -> [Route; 1] {
@@ -47,6 +50,7 @@ struct Asked {
     volume: Volume,
     subject: String,
     right: Right,
+    seconds: u32,
     keys: Keys,
 }
 
@@ -54,7 +58,7 @@ struct Asked {
 pub(super) async fn give(app: &Arc<App>, call: Call) -> Result<Reply, Fault> {
     let (looking, now) = (Arc::clone(app), call.now);
     let asked = tokio::task::spawn_blocking(move || look(&looking, &call)).await.map_err(|_| Fault::internal())??;
-    let Asked { store, volume, subject, right, keys } = asked;
+    let Asked { store, volume, subject, right, seconds, keys } = asked;
     let absent = || no_sts(&store);
     let _place = app.questions.try_acquire().map_err(|_| Fault::too_many_wait())?;
     let deletes = if volume.write == WriteMode::Through { Deletes::Allowed } else { Deletes::Refused };
@@ -62,7 +66,7 @@ pub(super) async fn give(app: &Arc<App>, call: Call) -> Result<Reply, Fault> {
         endpoint: store.sts_endpoint.as_deref().ok_or_else(absent)?,
         region: &store.region,
         role: store.sts_role.as_deref().ok_or_else(absent)?,
-        seconds: store.sts_seconds.unwrap_or(SECONDS),
+        seconds,
         name: &subject,
         policy: &policy(&store.bucket, &volume.prefix, right, deletes),
         right,
@@ -109,5 +113,33 @@ fn look(app: &App, call: &Call) -> Result<Asked, Fault> {
     };
     let keys = CredentialSource::referred(store.credentials.as_deref()).load();
     let keys = keys.map_err(|error| Fault::sts(&store.name, &error.to_string()))?;
-    Ok(Asked { subject: grant.claims().sub.clone(), store, volume, right, keys })
+    let claims = grant.claims();
+    let seconds = lasts(store.sts_seconds.unwrap_or(SECONDS), claims.exp.saturating_sub(call.now));
+    Ok(Asked { subject: claims.sub.clone(), store, volume, right, seconds, keys })
+}
+
+/// No longer than the token that it was got by, as far as STSs give such sessions.
+fn lasts(wanted: u32, token_seconds: u64) -> u32 {
+    wanted.min(u32::try_from(token_seconds).unwrap_or(u32::MAX).max(SECONDS_MIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_session_ends_with_its_token_if_there_are_sessions_so_short() {
+        for (wanted, token, lasting) in [
+            (43_200, 86_400 * 366, 43_200),
+            (43_200, 3_600, 3_600),
+            (43_200, 10, 900),
+            (43_200, 0, 900),
+            (900, 10, 900),
+            (8, 3_600, 8),
+            (8, 0, 8),
+            (3_600, u64::MAX, 3_600),
+        ] {
+            assert_eq!(lasts(wanted, token), lasting, "{wanted} by a token for {token}");
+        }
+    }
 }

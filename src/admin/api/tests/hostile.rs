@@ -206,3 +206,113 @@ fn nobodys_body_is_read_before_its_token() {
         }
     });
 }
+
+const CREDENTIALS: &str = "/v1/volumes/pictures/credentials";
+
+/// An STS that gives one answer, and hands on the form it was asked by.
+fn sts_once(status: &'static str, answer: String) -> (String, std::thread::JoinHandle<String>) {
+    use std::io::{Read as _, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let endpoint = format!("http://{}", listener.local_addr().unwrap());
+    let asked = std::thread::spawn(move || {
+        let (mut stream, _) = listener.accept().unwrap();
+        let (mut request, mut buffer) = (String::new(), [0; 4_096]);
+        while !request.contains("Policy=") || !request.ends_with("%7D") {
+            let count = stream.read(&mut buffer).unwrap();
+            assert!(count > 0, "{request}");
+            request.push_str(std::str::from_utf8(&buffer[..count]).unwrap());
+        }
+        let length = answer.len();
+        let head = format!("HTTP/1.1 {status}\r\ncontent-length: {length}\r\nconnection: close\r\n\r\n");
+        stream.write_all(format!("{head}{answer}").as_bytes()).unwrap();
+        request.rsplit_once("\r\n\r\n").unwrap().1.to_owned()
+    });
+    (endpoint, asked)
+}
+
+fn assumed(expiration: &str) -> String {
+    format!(
+        "<AssumeRoleResponse><AssumeRoleResult><Credentials><AccessKeyId>A</AccessKeyId><SecretAccessKey>S</SecretAccessKey>\
+         <SessionToken>T</SessionToken><Expiration>{expiration}</Expiration></Credentials></AssumeRoleResult></AssumeRoleResponse>"
+    )
+}
+
+impl Bench {
+    /// The store's STS is `endpoint` from now on, for sessions of half a day; its credentials are in `file`.
+    async fn name_sts(&self, endpoint: &str, file: &std::path::Path) {
+        let body = json!({
+            "name": "main", "endpoint": "https://s3.example.net", "bucket": "pictures", "sts_endpoint": endpoint,
+            "sts_role": "arn:aws:iam::1:role/r", "sts_seconds": 43_200, "credentials": format!("file:{}#p", file.display()),
+        });
+        let reply = self.ask("PUT", "/v1/stores/main", body).await;
+        assert_eq!(reply.status, 200, "{}", text(&reply));
+    }
+}
+
+#[test]
+fn a_session_is_no_more_than_its_token_and_its_volume() {
+    let bench = Bench::new();
+    let file = bench._directory.path().join("store-keys");
+    std::fs::write(&file, "[p]\naws_access_key_id = AK\naws_secret_access_key = SK\n").unwrap();
+    run(async {
+        bench.populate().await;
+        let pictures = json!({"name": "pictures", "store": "main", "prefix": "p*/", "bypass": "always"});
+        assert_eq!(bench.ask("PUT", "/v1/volumes/pictures", pictures).await.status, 409, "its prefix stays");
+        let films = json!({"name": "films", "store": "main", "prefix": "f*/", "bypass": "always"});
+        assert_eq!(bench.ask("POST", "/v1/volumes", films).await.status, 201);
+        for (right, written) in [(Right::Read, false), (Right::ReadWrite, true)] {
+            let token = issue(&bench.registry, None, &[("films", right)]);
+            let (endpoint, asked) = sts_once("200 OK", assumed("2027-01-15T08:15:00Z"));
+            bench.name_sts(&endpoint, &file).await;
+            let reply = bench.ask_as(&token, "GET", "/v1/volumes/films/credentials", Value::Null, None).await;
+            let given = parsed(&reply);
+            assert_eq!((reply.status.as_u16(), given["lasts_seconds"].as_u64()), (200, Some(900)), "{}", text(&reply));
+            assert_eq!(given["right"], if written { "rw" } else { "r" });
+            let form = asked.join().unwrap();
+            let fields: Vec<_> = url::form_urlencoded::parse(form.as_bytes()).into_owned().collect();
+            let field = |name: &str| fields.iter().find(|(known, _)| known == name).unwrap().1.clone();
+            assert_eq!(field("DurationSeconds"), "900", "the token lasts ten minutes, the store's sessions half a day");
+            let policy = field("Policy");
+            assert!(policy.contains("arn:aws:s3:::pictures/f${*}/*"), "{policy}");
+            assert_eq!((policy.contains("s3:PutObject"), policy.contains("s3:DeleteObject")), (written, written));
+        }
+        let other = issue(&bench.registry, None, &[("films", Right::ReadWrite)]);
+        problem(&bench.ask_as(&other, "GET", CREDENTIALS, Value::Null, None).await, 403, "forbidden");
+        let revoked = newest_token(&bench.registry);
+        assert_eq!(bench.ask("DELETE", &format!("/v1/tokens/{revoked}"), Value::Null).await.status, 200);
+        let path = "/v1/volumes/films/credentials";
+        problem(&bench.ask_as(&other, "GET", path, Value::Null, None).await, 401, "unauthorized");
+    });
+}
+
+#[test]
+fn who_holds_a_volumes_token_learns_nothing_of_the_operators_accounts_and_files() {
+    let bench = Bench::new();
+    let file = bench._directory.path().join("store-keys");
+    run(async {
+        bench.populate().await;
+        let token = issue(&bench.registry, None, &[("pictures", Right::Read)]);
+        let refusal = "<ErrorResponse><Error><Code>AccessDenied</Code><Message>user arn:aws:iam::42:user/ops may not</Message></Error></ErrorResponse>";
+        for (answer, has_file) in [
+            (("403 Forbidden", refusal.to_owned()), true),
+            // A clock that is wrong by a day.
+            (("200 OK", assumed("2027-01-14T08:00:00Z")), true),
+            (("200 OK", String::new()), false),
+        ] {
+            let (endpoint, asked) = sts_once(answer.0, answer.1);
+            bench.name_sts(&endpoint, &file).await;
+            let _ = std::fs::remove_file(&file);
+            if has_file {
+                std::fs::write(&file, "[p]\naws_access_key_id = AK\naws_secret_access_key = SK\n").unwrap();
+            }
+            let reply = bench.ask_as(&token, "GET", CREDENTIALS, Value::Null, None).await;
+            let detail = problem(&reply, 502, "origin-unavailable");
+            for secret in ["42", "arn:", "store-keys", "AK", "127.0.0.1"] {
+                assert!(!detail.contains(secret), "{detail}");
+            }
+            if has_file {
+                asked.join().unwrap();
+            }
+        }
+    });
+}
