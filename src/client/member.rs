@@ -213,10 +213,15 @@ impl Member {
         Err(self.trouble(failed, true))
     }
 
-    /// All of a small body; what can't be had is left out.
-    pub async fn small_body(&self, mut response: Response) -> Bytes {
-        let mut body = Vec::new();
-        while let Ok(Some(bytes)) = self.next_bytes(&mut response).await {
+    /// All of a small body; what can't be had, or not soon, is left out.
+    pub async fn small_body(&self, response: Response) -> Bytes {
+        self.small_body_within(response, STALL).await
+    }
+
+    /// Each byte might come just before the stall: the whole has a bound as well.
+    async fn small_body_within(&self, mut response: Response, bound: Duration) -> Bytes {
+        let (mut body, until) = (Vec::new(), Instant::now() + bound);
+        while let Ok(Ok(Some(bytes))) = timeout_at(until, self.next_bytes(&mut response)).await {
             body.extend_from_slice(&bytes);
             if body.len() > SMALL_BODY_BYTES_MAX {
                 break;
@@ -391,6 +396,39 @@ mod tests {
             assert_eq!((decoded.as_ref(), url.query()), (key, None), "{url}");
         }
         assert!(encoded("..").is_err() && encoded("").is_err() && encoded(&"x".repeat(1_025)).is_err());
+    }
+
+    fn member() -> Member {
+        let reach = Reach {
+            ca: None,
+            bearer: Arc::new(Bearer::fixed("token").unwrap()),
+            trouble: Arc::default(),
+            volume: "v".into(),
+        };
+        let routed = RoutedMember {
+            id: format!("{:032x}", 1),
+            name: "a".to_owned(),
+            address: "127.0.0.1:1".to_owned(),
+            tls_name: "localhost".to_owned(),
+            weight: std::num::NonZeroU32::MIN,
+            state: crate::resource::MemberState::Up,
+        };
+        Member::new(routed, reach).unwrap()
+    }
+
+    #[test]
+    fn a_body_that_trickles_is_not_waited_for() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let (began, bound) = (std::time::Instant::now(), Duration::from_millis(200));
+        let body = runtime.block_on(async {
+            let trickle = futures::stream::unfold((), |()| async {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                Some((Ok::<_, std::io::Error>(Bytes::from_static(b"x")), ()))
+            });
+            let response = http::Response::new(reqwest::Body::wrap_stream(trickle)).into();
+            timeout(Duration::from_secs(30), member().small_body_within(response, bound)).await
+        });
+        assert!(!body.unwrap().is_empty() && began.elapsed() >= bound);
     }
 
     #[test]
