@@ -8,7 +8,6 @@
 //! digest are never given out to their end; writes of a write-back volume go to one member and nowhere else.
 
 pub mod answer;
-pub mod breaker;
 pub mod bypass;
 pub mod error;
 pub mod hedge;

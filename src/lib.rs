@@ -3,6 +3,8 @@
 //! The library behind the one binary. With `--no-default-features --features client` only what a client links is built.
 
 #[cfg(feature = "client")]
+pub mod breaker;
+#[cfg(feature = "client")]
 pub mod client;
 #[cfg(feature = "client")]
 pub mod follow;

@@ -40,7 +40,7 @@ pub use credentials::{CredentialError, CredentialSource, Keys};
 pub use handle::OriginHandle;
 pub use name::{NameStyle, NameTooLong, object_name};
 #[cfg(feature = "server")]
-pub use peers::{FOREBAY_PEER, PeerAnswer, PeerAsk, PeerHandle, PeerSilent};
+pub use peers::{FOREBAY_PEER, PEER_OF_NO_PLACEMENT, PeerAnswer, PeerAsk, PeerHandle, PeerSilent};
 #[cfg(feature = "server")]
 pub use pool::{OriginPool, StartError, Stays, Unusable};
 #[cfg(feature = "server")]

@@ -37,6 +37,7 @@ pub mod report;
 pub mod request;
 pub mod respond;
 pub mod served;
+mod standing;
 pub mod status;
 pub mod stream;
 pub mod tls;

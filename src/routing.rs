@@ -5,11 +5,13 @@
 //! lower revision than it has seen. The same content under the same key is the same bytes, for Ed25519 draws nothing.
 
 pub mod group;
+pub mod placements;
 pub mod session;
 
 use serde::{Deserialize, Serialize};
 
 pub use group::{GroupRouting, GroupStore, GroupVolume};
+pub use placements::{Holders, PlacedMember, Placement};
 
 use crate::placement;
 use crate::resource::{KeyNames, MemberState, Revision, Volume};
@@ -78,6 +80,9 @@ pub struct RoutedGroup {
     pub region: String,
     /// Its members, by name, whatever their state.
     pub members: Vec<RoutedMember>,
+    /// Whose the keys were, oldest first, as far back as a member may hold dirty blocks of that time; the last is the one of now.
+    #[serde(default)]
+    pub placements: Vec<Placement>,
 }
 
 /// A member of a group.
@@ -97,6 +102,9 @@ pub struct RoutedMember {
     pub weight: std::num::NonZeroU32,
     /// What may be expected of it.
     pub state: MemberState,
+    /// The last revision as of which it held no dirty block of a key that was another's.
+    #[serde(default)]
+    pub settled: Revision,
 }
 
 /// A key whose tokens are good.

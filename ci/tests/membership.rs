@@ -52,7 +52,11 @@ impl Plan {
         let facts = |member: &RoutedMember| MemberFacts { ranked: member.ranked().unwrap(), state: member.state };
         Plan {
             names: group.members.iter().map(|member| member.name.clone()).collect(),
-            facts: GroupFacts { name: group.name.clone(), members: group.members.iter().map(facts).collect() },
+            facts: GroupFacts {
+                name: group.name.clone(),
+                members: group.members.iter().map(facts).collect(),
+                holders: None,
+            },
         }
     }
 

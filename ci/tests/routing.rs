@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+#[path = "routing/moving.rs"]
+mod moving;
 #[path = "routing/peers.rs"]
 mod peers;
 #[path = "routing/refusals.rs"]

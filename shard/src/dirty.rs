@@ -7,13 +7,14 @@
 
 use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Bound;
 use std::rc::Rc;
 use std::sync::Arc;
 
 use event_listener::{Event, EventListener};
 use forebay_io::Nanos;
 
-use self::volume::{Age, VolumeQueue, age_of};
+use self::volume::{Age, VolumeQueue, age_of, turn_of};
 use crate::budget::{Budget, Reservation};
 use crate::canary::{self, Canary};
 use crate::key::{BlockKey, Generation, Identity, IdentityMap};
@@ -60,6 +61,8 @@ struct Entry {
     failures: u32,
     /// The delete that this put superseded has been sent.
     delete_sent: bool,
+    /// It goes before older ones.
+    goes_first: bool,
 }
 
 /// Where a record stands.
@@ -173,10 +176,11 @@ impl DirtyQueue {
                 volume.dequeue(&older);
                 flushing = older.flushing;
             }
-            let entry =
-                Entry { record, reservation, standing: Standing::Queued, flushing, failures: 0, delete_sent: false };
+            let standing = Standing::Queued;
+            let (failures, delete_sent, goes_first) = (0, false, false);
+            let entry = Entry { record, reservation, standing, flushing, failures, delete_sent, goes_first };
             if entry.flushing.is_none() {
-                volume.ready.insert(age_of(&entry.record));
+                volume.ready.insert(turn_of(&entry));
             }
             volume.records += 1;
             queues.by_age.insert(age_of(&entry.record));
@@ -289,10 +293,10 @@ impl DirtyQueue {
                             entry.standing = Standing::Backoff(at);
                             volume.backoff.insert((at, record.generation, record.identity));
                         }
-                        Finished::Superseded => drop(volume.ready.insert(age_of(&entry.record))),
+                        Finished::Superseded => drop(volume.ready.insert(turn_of(entry))),
                     }
                 } else {
-                    volume.ready.insert(age_of(&entry.record));
+                    volume.ready.insert(turn_of(entry));
                 }
             }
         }
@@ -386,6 +390,34 @@ impl DirtyQueue {
         self.changed.notify(usize::MAX);
     }
 
+    /// Of up to `max` records behind `after`, oldest first: how many are `chosen`, which go first from now on; and where to go on, if
+    /// there may be more.
+    pub(crate) fn choose_first(
+        &self,
+        after: Option<Age>,
+        max: usize,
+        chosen: &impl Fn(&BlockKey) -> bool,
+    ) -> (u64, Option<Age>) {
+        let queues = &mut *self.queues.borrow_mut();
+        let from = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let ages: Vec<Age> = queues.by_age.range((from, Bound::Unbounded)).take(max).copied().collect();
+        let mut count = 0;
+        for (.., identity) in &ages {
+            let entry = queues.entries.get_mut(identity).expect("a queued identity has its entry");
+            if !chosen(&entry.record.key) {
+                continue;
+            }
+            count += 1;
+            let volume = queues.volumes.get_mut(&entry.record.key.volume).expect("a record's volume has its queue");
+            let is_ready = volume.ready.remove(&turn_of(entry));
+            entry.goes_first = true;
+            if is_ready {
+                volume.ready.insert(turn_of(entry));
+            }
+        }
+        (count, ages.last().copied().filter(|_| ages.len() == max))
+    }
+
     /// Whether something is left that a flush could settle.
     pub(crate) fn has_work(&self) -> bool {
         let queues = self.queues.borrow();
@@ -446,7 +478,7 @@ impl DirtyQueue {
             assert!(queues.by_age.contains(&age_of(&entry.record)));
             let volume = &queues.volumes[&entry.record.key.volume];
             assert_eq!(*identity, entry.record.identity);
-            let ready = volume.ready.contains(&age_of(&entry.record));
+            let ready = volume.ready.contains(&turn_of(entry));
             let waits = match entry.standing {
                 Standing::Backoff(at) => volume.backoff.contains(&(at, entry.record.generation, *identity)),
                 _ => false,

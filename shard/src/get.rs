@@ -26,6 +26,14 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Where the bytes of `key` are. A miss begins or joins a fill and resolves when the origin's headers are there.
     pub async fn get(&self, key: &BlockKey) -> Got {
         let identity = self.identity(key);
+        match self.held(key, identity) {
+            Some(got) => got,
+            None => self.fill(key, identity).await,
+        }
+    }
+
+    /// What is known of `key` without the origin; `None`: nothing, the origin's answer counts.
+    pub(crate) fn held(&self, key: &BlockKey, identity: Identity) -> Option<Got> {
         let counters = &self.inner.counters;
         let in_memory = self.inner.memory.borrow_mut().look_up(identity);
         if let Some((mut hit, is_news)) = in_memory {
@@ -38,64 +46,64 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
             }
             counters.hits_memory.one();
             counters.bytes_hit_memory.add(hit.body.len() as u64);
-            return Got::Memory(hit);
+            return Some(Got::Memory(hit));
         }
         match self.inner.dirty.withheld(identity) {
             Some(Withheld::Deleted) => {
                 counters.absent.one();
-                return Got::Absent;
+                return Some(Got::Absent);
             }
-            Some(Withheld::Lost) => return Got::Lost,
-            Some(Withheld::Unsure) => return Got::Declined(self.decline(DeclinedReason::Unsettled)),
+            Some(Withheld::Lost) => return Some(Got::Lost),
+            Some(Withheld::Unsure) => return Some(Got::Declined(self.decline(DeclinedReason::Unsettled))),
             None => {}
         }
-        let Ok(disk) = self.disk(identity) else { return self.pass_a_missing_disk_by(key, identity).await };
+        let Ok(disk) = self.disk(identity) else { return self.pass_a_missing_disk_by(key) };
         if disk.is_offline() {
-            return self.pass_the_disk_by(key, identity).await;
+            return self.pass_the_disk_by(identity);
         }
         if let Some(located) = disk.locate(identity) {
             disk.store.count_use(identity);
             counters.hits_disk.one();
             counters.bytes_hit_disk.add(u64::from(located.len_bytes));
-            return Got::Disk(located);
+            return Some(Got::Disk(located));
         }
         if disk.store.find(identity).is_some() {
             counters.absent.one();
-            return Got::Absent;
+            return Some(Got::Absent);
         }
-        self.fill(key, identity).await
+        None
     }
 
     /// The disk is offline: the origin answers, but never for a key that is dirty here, of which it may have something
     /// older, or nothing (promise 3).
-    async fn pass_the_disk_by(&self, key: &BlockKey, identity: Identity) -> Got {
+    fn pass_the_disk_by(&self, identity: Identity) -> Option<Got> {
         let counters = &self.inner.counters;
         let is_dirty = match self.inner.disks.find(identity) {
             Some(Found::Tombstone { .. }) => {
                 counters.absent.one();
-                return Got::Absent;
+                return Some(Got::Absent);
             }
             Some(Found::Block { state, .. }) => state == EntryState::Dirty,
             None => false,
         };
         if is_dirty && !canary::is(Canary::OfflineServesOrigin) {
             counters.withheld.one();
-            return Got::Declined(self.decline(DeclinedReason::DiskFault));
+            return Some(Got::Declined(self.decline(DeclinedReason::DiskFault)));
         }
         counters.passed_by.one();
-        self.fill(key, identity).await
+        None
     }
 
     /// The disk is not here, and with it the knowledge of what is dirty on it: anything may be, in a volume that is written
     /// back.
-    async fn pass_a_missing_disk_by(&self, key: &BlockKey, identity: Identity) -> Got {
+    fn pass_a_missing_disk_by(&self, key: &BlockKey) -> Option<Got> {
         let counters = &self.inner.counters;
         if self.may_be_dirty_elsewhere(key) && !canary::is(Canary::OfflineServesOrigin) {
             counters.withheld.one();
-            return Got::Declined(self.decline(DeclinedReason::DiskFault));
+            return Some(Got::Declined(self.decline(DeclinedReason::DiskFault)));
         }
         counters.passed_by.one();
-        self.fill(key, identity).await
+        None
     }
 
     /// Gives back what a [`Got::Disk`] pinned; exactly once.
@@ -142,25 +150,33 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     pub async fn head(&self, key: &BlockKey) -> Headed {
         self.inner.counters.heads.one();
         let identity = self.identity(key);
+        match self.held_meta(key, identity).await {
+            Some(headed) => headed,
+            None => self.head_origin(key, identity).await,
+        }
+    }
+
+    /// As [`Shard::held`], of length and ETag.
+    pub(crate) async fn held_meta(&self, key: &BlockKey, identity: Identity) -> Option<Headed> {
         if matches!(self.inner.dirty.withheld(identity), Some(Withheld::Unsure)) {
-            return Headed::Declined(self.decline(DeclinedReason::Unsettled));
+            return Some(Headed::Declined(self.decline(DeclinedReason::Unsettled)));
         }
         match self.known(key, identity).await {
             Ok(Known::Block { len_bytes, etag, state }) => {
                 let source = if state == EntryState::Dirty { MetaSource::Dirty } else { MetaSource::Cache };
-                Headed::Found(BlockMeta { len_bytes: u64::from(len_bytes), etag, source })
+                Some(Headed::Found(BlockMeta { len_bytes: u64::from(len_bytes), etag, source }))
             }
-            Ok(Known::Tombstone) => Headed::Absent,
-            Ok(Known::Lost(_)) => Headed::Lost,
+            Ok(Known::Tombstone) => Some(Headed::Absent),
+            Ok(Known::Lost(_)) => Some(Headed::Lost),
             // Only clean blocks are read to be known, and a disk that fails is no reason to fail what the origin knows.
-            Ok(Known::Nothing) | Err(_) => self.head_origin(key, identity).await,
+            Ok(Known::Nothing) | Err(_) => None,
             Ok(Known::Away) if self.may_be_dirty_elsewhere(key) => {
                 self.inner.counters.withheld.one();
-                Headed::Declined(self.decline(DeclinedReason::DiskFault))
+                Some(Headed::Declined(self.decline(DeclinedReason::DiskFault)))
             }
             Ok(Known::Unread | Known::Away) => {
                 self.inner.counters.passed_by.one();
-                self.head_origin(key, identity).await
+                None
             }
         }
     }

@@ -15,6 +15,7 @@ pub mod fill;
 pub mod flush;
 mod get;
 pub mod health;
+mod here;
 pub mod key;
 mod keylock;
 mod memory;

@@ -46,6 +46,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let Some(_turn) = self.inner.locks.lock(identity).await else {
             return PutDone::Declined(self.decline(DeclinedReason::QueueFull));
         };
+        self.put_with_turn(put, identity, volume).await
+    }
+
+    /// Under the key's lock.
+    pub(crate) async fn put_with_turn(&self, put: &Put, identity: Identity, volume: &VolumeConfig) -> PutDone {
         if self.inner.stopping.get() {
             return PutDone::Declined(self.decline(DeclinedReason::Stopping));
         }

@@ -28,13 +28,11 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         let (mode, dirty_full) = (volume.write_mode, volume.dirty_full);
         let (shard, key) = (self.clone(), key.clone());
         let work = async move {
-            let removed = shard.delete_in_turn(&key, mode, dirty_full).await;
-            match &removed {
-                Removed::Done(_) => shard.inner.counters.deletes.one(),
-                Removed::Failed(_) => shard.inner.counters.changes_failed.one(),
-                Removed::Dirty | Removed::Declined(_) => {}
-            }
-            removed
+            let identity = shard.identity(&key);
+            let Some(_turn) = shard.inner.locks.lock(identity).await else {
+                return shard.removal_declined(DeclinedReason::QueueFull);
+            };
+            shard.delete_with_turn(&key, mode, dirty_full).await
         };
         self.run_to_end(work).await.unwrap_or_else(|| self.removal_declined(DeclinedReason::Stopping))
     }
@@ -47,11 +45,24 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         purged.unwrap_or_else(|| self.removal_declined(DeclinedReason::Stopping))
     }
 
-    async fn delete_in_turn(&self, key: &BlockKey, mode: WriteMode, dirty_full: DirtyFull) -> Removed {
-        let identity = self.identity(key);
-        let Some(_turn) = self.inner.locks.lock(identity).await else {
-            return self.removal_declined(DeclinedReason::QueueFull);
-        };
+    /// Under the key's lock.
+    pub(crate) async fn delete_with_turn(&self, key: &BlockKey, mode: WriteMode, dirty_full: DirtyFull) -> Removed {
+        let removed = self.delete_locked(key, self.identity(key), mode, dirty_full).await;
+        match &removed {
+            Removed::Done(_) => self.inner.counters.deletes.one(),
+            Removed::Failed(_) => self.inner.counters.changes_failed.one(),
+            Removed::Dirty | Removed::Declined(_) => {}
+        }
+        removed
+    }
+
+    async fn delete_locked(
+        &self,
+        key: &BlockKey,
+        identity: Identity,
+        mode: WriteMode,
+        dirty_full: DirtyFull,
+    ) -> Removed {
         if self.inner.stopping.get() {
             return self.removal_declined(DeclinedReason::Stopping);
         }
@@ -169,7 +180,7 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
         self.disk(identity)?.store.remove(identity, generation).await
     }
 
-    fn removal_declined(&self, reason: DeclinedReason) -> Removed {
+    pub(crate) fn removal_declined(&self, reason: DeclinedReason) -> Removed {
         Removed::Declined(self.decline(reason))
     }
 }

@@ -60,7 +60,11 @@ pub(crate) struct Inner<D: Disk, O: Origin, R: Runtime> {
     volumes: RefCell<BTreeMap<Arc<str>, VolumeConfig>>,
     /// Changes and background appends that have begun and not ended.
     running: Cell<usize>,
-    ended: Event,
+    pub(crate) ended: Event,
+    /// Each change that has begun and not ended holds one; replaced to wait for those of before ([`Shard::changes_ended`]).
+    pub(crate) changes: RefCell<Rc<()>>,
+    /// Changes under way that were taken because something of their key was dirty.
+    pub(crate) over_dirty: Cell<u64>,
 }
 
 /// What recovery found. Sizes are bytes.
@@ -155,6 +159,8 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
                 volumes: RefCell::new(volumes),
                 running: Cell::new(0),
                 ended: Event::new(),
+                changes: RefCell::default(),
+                over_dirty: Cell::new(0),
                 config,
             }),
         };
@@ -227,9 +233,12 @@ impl<D: Disk, O: Origin, R: Runtime> Shard<D, O, R> {
     /// Runs `work` to its end, whatever becomes of the caller. `None` if the executor stopped before.
     pub(crate) async fn run_to_end<T: 'static>(&self, work: impl Future<Output = T> + 'static) -> Option<T> {
         let (sender, receiver) = oneshot::channel();
+        let change = Rc::clone(&self.inner.changes.borrow());
         self.spawn(async move {
+            let done = work.await;
+            drop(change);
             // The caller may have gone away.
-            drop(sender.send(work.await));
+            drop(sender.send(done));
         });
         receiver.await.ok()
     }

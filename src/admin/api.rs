@@ -11,6 +11,7 @@ pub mod overview;
 pub mod records;
 pub mod routing;
 pub mod sessions;
+mod standing;
 #[cfg(test)]
 mod tests;
 
@@ -287,6 +288,7 @@ pub fn routes() -> Vec<Route> {
     routes.extend(access::routes());
     routes.extend(routing::routes());
     routes.extend(sessions::routes());
+    routes.extend(standing::routes());
     routes
 }
 

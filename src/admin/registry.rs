@@ -10,6 +10,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use crate::resource::{Attachment, Group, Invalid, Member, Revision, Store, Volume};
+use crate::routing::Placement;
 use crate::token::{Right, Role};
 
 /// The most records of one kind (of members: in one group).
@@ -162,6 +163,40 @@ pub enum Guard {
     Seen(Revision),
 }
 
+/// How far a member has come with what a change of its group's placement took from it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "admin", derive(utoipa::ToSchema))]
+pub struct Standing {
+    /// The member's name.
+    pub name: String,
+    /// What placement knows it by.
+    pub id: String,
+    /// The last revision as of which it held no dirty block of a key that was another's; 0: nothing is known.
+    pub settled: Revision,
+    /// Whether it may hold dirty blocks of keys that are others' now, and is asked for these.
+    pub moving: bool,
+    /// The revision that it followed when it reported last; absent: it never did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub followed: Option<Revision>,
+    /// How many such blocks (and deletes) it held then.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub moved: Option<u64>,
+    /// When that was, in unix seconds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reported_at: Option<u64>,
+}
+
+/// What a member's proxy reports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(feature = "admin", derive(utoipa::ToSchema))]
+#[serde(deny_unknown_fields)]
+pub struct Report {
+    /// The revision of the group's routing that it follows: no request of before is under way any more.
+    pub followed: Revision,
+    /// How many dirty blocks and deletes it holds of keys that are others' by that routing.
+    pub moved: u64,
+}
+
 /// One change. Each is one transaction, one revision, one audit row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Change {
@@ -171,6 +206,8 @@ pub enum Change {
     Replace(Record, Guard),
     /// The end of a record.
     Delete(RecordId, Guard),
+    /// The end of a member that may hold what the store does not have: that is lost to everybody.
+    Abandon(RecordId, Guard),
 }
 
 /// What became of a change.
@@ -196,7 +233,7 @@ pub struct AuditRow {
     pub subject: String,
     /// By which token; empty for such a program.
     pub token: String,
-    /// `create`, `update`, `delete`, `rotate`, `issue`, `revoke`, `restore`.
+    /// `create`, `update`, `delete`, `abandon`, `settle`, `rotate`, `issue`, `revoke`, `restore`.
     pub action: String,
     /// `store`, `volume`, `group`, `member`, `attachment`, `key`, `token`, `metadata`.
     pub kind: String,
@@ -277,6 +314,18 @@ pub trait View {
     /// # Errors
     /// [`RegistryError::Storage`].
     fn group_marks(&self, group: &str) -> Result<Option<GroupMarks>, RegistryError>;
+
+    /// Whose a group's keys were, as far back as that matters; none, if there is no such group.
+    ///
+    /// # Errors
+    /// [`RegistryError::Storage`].
+    fn placements(&self, group: &str) -> Result<Vec<Placement>, RegistryError>;
+
+    /// How far the members of a group have come, by name.
+    ///
+    /// # Errors
+    /// [`RegistryError::Storage`].
+    fn standings(&self, group: &str) -> Result<Vec<Standing>, RegistryError>;
 }
 
 /// The admin's storage. Calls block: they are made from threads that may.
@@ -286,6 +335,12 @@ pub trait Registry: Send + Sync {
     /// # Errors
     /// Why not; then nothing was changed.
     fn change(&self, change: &Change, by: &Actor) -> Result<Applied, RegistryError>;
+
+    /// Notes what `member` of `group` reports. The revision, if that changed what others are told.
+    ///
+    /// # Errors
+    /// There is no such member, or no such revision; or [`RegistryError::Storage`]. Then nothing was noted.
+    fn report(&self, group: &str, member: &str, report: Report, by: &Actor) -> Result<Option<Revision>, RegistryError>;
 
     /// Hands `look` everything as it is at one moment.
     ///

@@ -112,17 +112,21 @@ fn group_store(store: Store) -> GroupStore {
 }
 
 fn routed_group(view: &dyn View, group: Group) -> Result<RoutedGroup, RegistryError> {
+    let standings = view.standings(&group.name)?;
+    let settled = |name: &str| standings.iter().find(|standing| standing.name == name).map_or(0, |found| found.settled);
     let members =
         view.list(&Listing::Members(group.name.clone()))?.into_iter().filter_map(|member| match member.record {
-            Record::Member(member) => Some(routed_member(member)),
+            Record::Member(member) => Some(routed_member(settled(&member.name), member)),
             _ => None,
         });
     let members = members.collect();
-    Ok(RoutedGroup { name: group.name, provider: group.provider, region: group.region, members })
+    let placements = view.placements(&group.name)?;
+    Ok(RoutedGroup { name: group.name, provider: group.provider, region: group.region, members, placements })
 }
 
-fn routed_member(member: Member) -> RoutedMember {
+fn routed_member(settled: Revision, member: Member) -> RoutedMember {
     let Member { name, id, address, tls_name, weight, state, .. } = member;
     // Both are filled in when a member is made.
-    RoutedMember { id: id.unwrap_or_default(), name, address, tls_name: tls_name.unwrap_or_default(), weight, state }
+    let (id, tls_name) = (id.unwrap_or_default(), tls_name.unwrap_or_default());
+    RoutedMember { id, name, address, tls_name, weight, state, settled }
 }

@@ -9,7 +9,7 @@ use std::collections::BTreeSet;
 use rand::rngs::StdRng;
 use rand::{Rng as _, SeedableRng as _};
 
-use super::registry::{Change, Listing, Record, RecordId, RegistryError, TokenRecord, View};
+use super::registry::{Change, Listing, Record, RecordId, RegistryError, Standing, TokenRecord, View};
 use crate::placement::MemberId;
 use crate::resource::{Invalid, MemberState, Store, Volume};
 
@@ -20,8 +20,12 @@ use crate::resource::{Invalid, MemberState, Store, Volume};
 pub fn check(view: &dyn View, change: &Change, before: Option<&Record>) -> Result<(), RegistryError> {
     match (change, before) {
         (Change::Create(record) | Change::Replace(record, _), before) => check_contents(view, record, before),
-        (Change::Delete(id, _), Some(before)) => check_delete(view, id, before),
-        (Change::Delete(..), None) => Ok(()),
+        (Change::Delete(id, _), Some(before)) => {
+            check_delete(view, id, before)?;
+            check_holds_nothing(view, before)
+        }
+        (Change::Abandon(id, _), Some(before)) => check_delete(view, id, before),
+        (Change::Delete(..) | Change::Abandon(..), None) => Ok(()),
     }
 }
 
@@ -183,6 +187,26 @@ fn check_delete(view: &dyn View, id: &RecordId, before: &Record) -> Result<(), R
                 return refused(format!("key {key} signs: rotate first"));
             }
             Ok(())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Whether a member that is to go is known to hold no dirty block that others would have to ask it for.
+fn check_holds_nothing(view: &dyn View, before: &Record) -> Result<(), RegistryError> {
+    let Record::Member(member) = before else { return Ok(()) };
+    let standings = view.standings(&member.group)?;
+    match standings.iter().find(|standing| standing.name == member.name) {
+        Some(Standing { moving: true, moved, .. }) => {
+            let held = match moved {
+                Some(moved) => format!("it reported {moved} blocks that the store does not have"),
+                None => "it never reported".to_owned(),
+            };
+            refused(format!(
+                "member {} may hold what nobody else has: {held}. Let it run, absent, until it reports that all is flushed; or give up \
+                 what it holds with --abandon-dirty (?abandon=dirty): acknowledged writes are lost then",
+                member.name
+            ))
         }
         _ => Ok(()),
     }

@@ -6,6 +6,7 @@
 
 mod files;
 mod migrations;
+mod placing;
 mod restore;
 mod rows;
 
@@ -19,7 +20,8 @@ pub use files::{DATABASE, claim};
 pub use restore::restore;
 
 use super::registry::{
-    Actor, Applied, AuditRow, Change, Guard, RECORDS_MAX, Record, RecordId, Registry, RegistryError, Versioned, View,
+    Actor, Applied, AuditRow, Change, Guard, RECORDS_MAX, Record, RecordId, Registry, RegistryError, Report, Versioned,
+    View,
 };
 use super::rules::{self, Touched};
 use crate::resource::Revision;
@@ -95,6 +97,14 @@ impl Registry for Sqlite {
         Ok(applied)
     }
 
+    fn report(&self, group: &str, member: &str, report: Report, by: &Actor) -> Result<Option<Revision>, RegistryError> {
+        let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let transaction = writer.transaction_with_behavior(TransactionBehavior::Immediate)?;
+        let revision = placing::report(&transaction, group, member, report, by)?;
+        transaction.commit()?;
+        Ok(revision)
+    }
+
     fn look(&self, look: &mut dyn FnMut(&dyn View) -> Result<(), RegistryError>) -> Result<(), RegistryError> {
         let mut reader = self.reader();
         let transaction = reader.transaction()?;
@@ -116,11 +126,11 @@ fn apply(transaction: &Transaction<'_>, change: &Change, by: &Actor) -> Result<A
     let (record, guard) = match change {
         Change::Create(record) => (Some(record.clone()), Guard::Any),
         Change::Replace(record, guard) => (Some(record.clone()), *guard),
-        Change::Delete(_, guard) => (None, *guard),
+        Change::Delete(_, guard) | Change::Abandon(_, guard) => (None, *guard),
     };
     let id = match change {
         Change::Create(record) | Change::Replace(record, _) => record.id(),
-        Change::Delete(id, _) => id.clone(),
+        Change::Delete(id, _) | Change::Abandon(id, _) => id.clone(),
     };
     let before = view.one(&id)?;
     let record = record.map(|mut record| {
@@ -224,10 +234,19 @@ fn write(
             } else {
                 make_room(transaction, id, by)?;
                 rows::insert(transaction, record, revision)?;
+                placing::begin(transaction, id, revision)?;
             }
             rules::touched(&view, id, Some(record))?
         }
     };
+    if let RecordId::Member { group, .. } = id {
+        placing::place(transaction, group, revision)?;
+    }
+    mark(transaction, touched, revision)
+}
+
+/// Marks the volumes and groups of which something is told from `revision` on.
+fn mark(transaction: &Transaction<'_>, touched: Touched, revision: Revision) -> Result<(), Unwritten> {
     match touched {
         Touched::All => {
             transaction.execute("UPDATE volumes SET routing = ?1", params![revision])?;
@@ -292,6 +311,7 @@ fn audit(
         (Change::Create(_), _) => "create",
         (Change::Replace(..), _) => "update",
         (Change::Delete(..), _) => "delete",
+        (Change::Abandon(..), _) => "abandon",
     };
     let row = AuditRow {
         revision,

@@ -76,6 +76,9 @@ pub struct Members {
     /// The group, for all verbs.
     #[arg(long, short, global = true, required = false, value_name = "NAME")]
     group: Option<String>,
+    /// With delete: end a member that may hold what the store does not have. Acknowledged writes are lost then.
+    #[arg(long, global = true)]
+    abandon_dirty: bool,
     #[command(flatten)]
     records: Records<MemberFlags>,
 }
@@ -131,8 +134,40 @@ pub fn groups(records: Records<GroupFlags>) -> anyhow::Result<()> {
 /// What the admin says, or why it can't be asked.
 pub fn members(members: Members) -> anyhow::Result<()> {
     let group = members.group.context("--group is missing: name the member's group")?;
-    let columns = ["name", "state", "address", "tls_name", "weight", "id"];
-    run(members.records, &format!("/v1/groups/{}/members", segment(&group)?), &columns)
+    let (group, common) = (segment(&group)?, &members.records.common);
+    let base = format!("/v1/groups/{group}/members");
+    match &members.records.verb {
+        Verb::Delete { name } if members.abandon_dirty => {
+            let client = Client::new(&common.connection)?;
+            let path = format!("{base}/{}", segment(name)?);
+            let etag = client.fetch(&path)?.etag;
+            client.delete(&format!("{path}?abandon=dirty"), etag.as_deref())?;
+            said(common, &Value::Null, &format!("{name} is gone, and what it alone held is lost"))
+        }
+        _ if members.abandon_dirty => anyhow::bail!("--abandon-dirty goes with delete"),
+        Verb::List => {
+            let client = Client::new(&common.connection)?;
+            let mut listed = client.fetch(&base)?.body;
+            let standing = client.fetch(&format!("/v1/groups/{group}/standing"))?.body;
+            show_moved(&mut listed, &standing);
+            if common.json {
+                return print(&listed);
+            }
+            let items = listed["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+            write(&table::rows(&["name", "state", "address", "tls_name", "weight", "moved", "id"], items))
+        }
+        _ => run(members.records, &base, &[]),
+    }
+}
+
+/// Adds to each member how many dirty blocks it may hold that are others' by now: `-` none, `unknown` if it did not report.
+fn show_moved(listed: &mut Value, standing: &Value) {
+    let standings = standing["items"].as_array().map(Vec::as_slice).unwrap_or_default();
+    for member in listed["items"].as_array_mut().into_iter().flatten() {
+        let found = standings.iter().find(|standing| standing["name"] == member["name"]);
+        let Some(found) = found.filter(|standing| standing["moving"] == true) else { continue };
+        member["moved"] = found.get("moved").cloned().unwrap_or_else(|| "unknown".into());
+    }
 }
 
 /// `forebay attach`

@@ -18,8 +18,8 @@ use serde::Deserialize;
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::breaker::{Breaker, BreakerSettings, Change, Leave};
 use super::error::ClientError;
+use crate::breaker::{Breaker, BreakerSettings, Change, Leave};
 use crate::follow::bearer::Bearer;
 use crate::follow::https::{SetupError, certificates, words};
 use crate::placement::{self, shard_of};

@@ -8,7 +8,7 @@ use super::member::{Member, Reach};
 use super::plan::{GroupFacts, MemberFacts, Place, VolumeFacts};
 use crate::follow::https::SetupError;
 use crate::resource::MemberState;
-use crate::routing::Routing;
+use crate::routing::{Holders, Routing};
 
 /// All of it.
 pub struct Net {
@@ -48,7 +48,7 @@ impl Net {
                 facts.push(MemberFacts { ranked: member.ranked, state: routed.state });
                 own.push(member);
             }
-            groups.push(GroupFacts { name: group.name.clone(), members: facts });
+            groups.push(GroupFacts { name: group.name.clone(), members: facts, holders: Holders::told(group) });
             members.push(own);
         }
         let home = routing.volume.home_group.as_ref();

@@ -4,10 +4,11 @@
 //! is up in its home group, and nowhere else; a read may be answered by anybody who has the block, for in an immutable volume all who have it have the
 //! same bytes; but that there is none is believed only if every member that may hold it dirty was asked.
 //!
-//! Invariant: [`Verdict::Absent`] of a write-back volume needs an answer of every member of its home group but of those that join, who have nothing yet.
+//! Invariant: [`Verdict::Absent`] of a write-back volume needs an answer of every member that may hold the key dirty (`routing/placements`).
 
 use crate::placement::{self, KeyHash};
 use crate::resource::{MemberState, WriteMode};
+use crate::routing::Holders;
 
 /// What planning needs to know of a group.
 #[derive(Debug, Clone)]
@@ -16,6 +17,8 @@ pub struct GroupFacts {
     pub name: String,
     /// Its members; positions in here are what a plan consists of.
     pub members: Vec<MemberFacts>,
+    /// Who may hold which key dirty; `None`: the admin does not tell.
+    pub holders: Option<Holders>,
 }
 
 /// What planning needs to know of a member.
@@ -145,22 +148,28 @@ impl Asked {
 
     /// What follows.
     #[must_use]
-    pub fn verdict(&self, volume: &VolumeFacts, groups: &[GroupFacts]) -> Verdict {
+    pub fn verdict(&self, volume: &VolumeFacts, groups: &[GroupFacts], key: KeyHash) -> Verdict {
         if self.absent.is_empty() {
             return Verdict::Unknown;
         }
-        let left = holders(volume, groups).into_iter().filter(|place| !self.absent.contains(place)).collect::<Vec<_>>();
+        let left =
+            holders(volume, groups, key).into_iter().filter(|place| !self.absent.contains(place)).collect::<Vec<_>>();
         if left.is_empty() { Verdict::Absent } else { Verdict::Ask(left) }
     }
 }
 
-/// Who may hold a block that the store does not have: all of the home group but those that join, for a change of membership moves keys and not blocks, and the
-/// routing does not say who held them before.
+/// Who may hold a block that the store does not have: in the home group the member whose key it is, and those that had it before and have not reported since
+/// that they hold nothing of others'. Where the admin does not tell of that, all but those that join.
 #[must_use]
-pub fn holders(volume: &VolumeFacts, groups: &[GroupFacts]) -> Vec<Place> {
+pub fn holders(volume: &VolumeFacts, groups: &[GroupFacts], key: KeyHash) -> Vec<Place> {
     let of = |at: usize| {
+        let told = groups[at].holders.as_ref().map(|holders| holders.of(key));
+        let may_hold = move |member: &MemberFacts| match &told {
+            Some(ids) => ids.contains(&member.ranked.id),
+            None => member.state != MemberState::Joining,
+        };
         let members = groups[at].members.iter().enumerate();
-        members.filter(|(_, member)| member.state != MemberState::Joining).map(move |(member, _)| (at, member))
+        members.filter(move |(_, member)| may_hold(member)).map(move |(member, _)| (at, member))
     };
     match (volume.write, volume.home) {
         (WriteMode::Through, _) => Vec::new(),
@@ -183,7 +192,7 @@ mod tests {
             ranked: placement::Member { id: MemberId(first_id + at), weight: NonZeroU32::MIN },
             state: *state,
         };
-        GroupFacts { name: name.to_owned(), members: (0..).zip(states).map(member).collect() }
+        GroupFacts { name: name.to_owned(), members: (0..).zip(states).map(member).collect(), holders: None }
     }
 
     const UP: MemberState = MemberState::Up;
@@ -245,9 +254,9 @@ mod tests {
         let groups = [group("g", 1, &[UP; 2])];
         let through = VolumeFacts { write: WriteMode::Through, home: None };
         let mut asked = Asked::default();
-        assert_eq!(asked.verdict(&through, &groups), Verdict::Unknown);
+        assert_eq!(asked.verdict(&through, &groups, key(0)), Verdict::Unknown);
         asked.absent((0, 1));
-        assert_eq!(asked.verdict(&through, &groups), Verdict::Absent);
+        assert_eq!(asked.verdict(&through, &groups, key(0)), Verdict::Absent);
     }
 
     fn any_state() -> impl Strategy<Value = MemberState> {
@@ -271,14 +280,14 @@ mod tests {
                     asked.absent((at, member));
                 }
             }
-            let unasked: Vec<Place> = holders(&back, &groups).into_iter().filter(|place| !asked.absent.contains(place)).collect();
-            match asked.verdict(&back, &groups) {
+            let unasked: Vec<Place> = holders(&back, &groups, key(0)).into_iter().filter(|place| !asked.absent.contains(place)).collect();
+            match asked.verdict(&back, &groups, key(0)) {
                 Verdict::Absent => prop_assert!(unasked.is_empty()),
                 Verdict::Ask(places) => prop_assert_eq!(places, unasked),
                 Verdict::Unknown => prop_assert!(!asked.is_any_absent()),
             }
             for place in writers(&back, &groups, Some(1.min(groups.len() - 1)), key(7)) {
-                prop_assert!(holders(&back, &groups).contains(&place), "a write goes to a possible holder only");
+                prop_assert!(holders(&back, &groups, key(0)).contains(&place), "a write goes to a possible holder only");
             }
         }
     }

@@ -13,18 +13,18 @@ use http::header::{HeaderMap, RANGE};
 use http::{Method, StatusCode};
 use rand::rngs::SmallRng;
 use rand::{Rng as _, SeedableRng as _};
-use reqwest::Response;
+use reqwest::{RequestBuilder, Response};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use twox_hash::xxhash3_128;
 
 use super::answer::{self, Meaning, Said};
-use super::breaker::Leave;
 use super::error::ClientError;
 use super::member::{Member, locked};
 use super::net::Net;
 use super::plan::{self, Asked, Place, Verdict};
 use super::{Client, Inner};
+use crate::breaker::Leave;
 use crate::lease::{self, Lease};
 use crate::placement::KeyHash;
 use crate::resource::{Bypass as BypassRule, WriteMode};
@@ -33,6 +33,8 @@ use crate::resource::{Bypass as BypassRule, WriteMode};
 const HOLDER_TIMEOUT: Duration = Duration::from_secs(4);
 /// A body that breaks off more often is given up.
 const RESUMES_MAX: u32 = 4;
+/// Says that nobody else is to be asked, nor the store.
+const PEER_HEADER: &str = "forebay-peer";
 /// How a member marks, in Cache-Status, what the store does not have yet.
 const DIRTY: &str = "detail=dirty";
 
@@ -70,6 +72,25 @@ pub(super) struct Ask {
     key: String,
     /// First and, exclusive, last byte; `u64::MAX`: to the end.
     pub(super) range: Option<Range<u64>>,
+    whose: Whose,
+}
+
+/// Whose answer is asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Whose {
+    /// The group's: a member asks the others, and the store.
+    Anybodys,
+    /// The member's own, of what it holds.
+    Own,
+}
+
+impl Whose {
+    fn mark(self, request: RequestBuilder) -> RequestBuilder {
+        match self {
+            Whose::Anybodys => request,
+            Whose::Own => request.header(PEER_HEADER, "1"),
+        }
+    }
 }
 
 /// An answer with a block.
@@ -113,7 +134,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn get(&self, key: &str, range: Option<Range<u64>>) -> Result<Block, ClientError> {
-        let ask = Ask { method: Method::GET, key: key.to_owned(), range };
+        let ask = Ask { method: Method::GET, key: key.to_owned(), range, whose: Whose::Anybodys };
         let Opened { meta, range, source } = self.inner.open(&ask).await?;
         let is_whole = range == (0..meta.len_bytes);
         let digest = answer::digest_of(&meta.etag).filter(|_| is_whole);
@@ -127,7 +148,7 @@ impl Client {
     /// # Errors
     /// [`ClientError`].
     pub async fn head(&self, key: &str) -> Result<Meta, ClientError> {
-        let ask = Ask { method: Method::HEAD, key: key.to_owned(), range: None };
+        let ask = Ask { method: Method::HEAD, key: key.to_owned(), range: None, whose: Whose::Anybodys };
         Ok(self.inner.open(&ask).await?.meta)
     }
 }
@@ -254,7 +275,7 @@ impl Inner {
                 Heard::Final(error) => return Err(error),
             }
         }
-        match (asked.verdict(&net.volume, &net.groups), first_absent) {
+        match (asked.verdict(&net.volume, &net.groups, hash), first_absent) {
             (Verdict::Absent, _) => Err(ClientError::Absent),
             (Verdict::Ask(places), Some(first)) => self.ask_holders(&net, asked, first, places, ask, until).await,
             (Verdict::Ask(_) | Verdict::Unknown, _) => self.read_store(&net, ask, last).await,
@@ -273,7 +294,7 @@ impl Inner {
     pub(super) async fn ask_member(&self, net: &Net, place: Place, ask: &Ask, spread: u16, until: Instant) -> Heard {
         let member = net.member(place);
         let mut request = match member.block_request(ask.method.clone(), &ask.key) {
-            Ok(request) => request,
+            Ok(request) => ask.whose.mark(request),
             Err(error) => return Heard::Final(error),
         };
         match &ask.range {
@@ -292,9 +313,12 @@ impl Inner {
             Err(trouble) => return Heard::Elsewhere(trouble.words),
         };
         let status = response.status();
+        if status == StatusCode::NO_CONTENT && ask.whose == Whose::Own {
+            return Heard::Absent;
+        }
         if !status.is_success() {
             let said = match ask.method {
-                Method::HEAD => self.reason(member, &ask.key, status, until).await,
+                Method::HEAD => self.reason(member, ask, status, until).await,
                 _ => Said::of(&member.small_body(response).await),
             };
             return match answer::of_read(status, &said) {
@@ -318,12 +342,12 @@ impl Inner {
     }
 
     /// Why a HEAD was answered with `status`: its answer has no body, so a GET is asked. Unknown, if that is answered otherwise.
-    async fn reason(&self, member: &Arc<Member>, key: &str, status: StatusCode, until: Instant) -> Said {
+    async fn reason(&self, member: &Arc<Member>, ask: &Ask, status: StatusCode, until: Instant) -> Said {
         if !matches!(status.as_u16(), 404 | 500) {
             return Said::default();
         }
-        let Ok(request) = member.block_request(Method::GET, key) else { return Said::default() };
-        match member.send(request.header(RANGE, "bytes=0-0"), until).await {
+        let Ok(request) = member.block_request(Method::GET, &ask.key) else { return Said::default() };
+        match member.send(ask.whose.mark(request).header(RANGE, "bytes=0-0"), until).await {
             Ok(response) if response.status() == status => Said::of(&member.small_body(response).await),
             _ => Said::default(),
         }
@@ -339,7 +363,7 @@ impl Inner {
         ask: &Ask,
         until: Instant,
     ) -> Result<Opened, ClientError> {
-        let head = Ask { method: Method::HEAD, range: None, key: ask.key.clone() };
+        let head = Ask { method: Method::HEAD, range: None, key: ask.key.clone(), whose: Whose::Own };
         let bound = until.min(Instant::now() + HOLDER_TIMEOUT);
         let mut tasks = JoinSet::new();
         for place in places {
@@ -375,7 +399,7 @@ impl Inner {
         if is_clean_somewhere && let Heard::Here(opened) = self.ask_member(net, first, ask, 1, until).await {
             return Ok(*opened);
         }
-        match (asked.verdict(&net.volume, &net.groups), unasked) {
+        match (asked.verdict(&net.volume, &net.groups, KeyHash::of(&self.volume, &ask.key)), unasked) {
             (Verdict::Absent, None) => Err(ClientError::Absent),
             (_, words) => Err(self.owner_unreachable(words.unwrap_or_default())),
         }

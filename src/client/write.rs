@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use twox_hash::XxHash3_128;
 
 use super::answer::{self, Meaning, Said};
-use super::breaker::Leave;
 use super::bypass::StoreOutcome;
 use super::error::ClientError;
 use super::member::PING_TIMEOUT;
@@ -31,6 +30,7 @@ use super::plan::{self, Place};
 use super::read::Via;
 use super::sending::{Sending, Sent};
 use super::{Client, Inner};
+use crate::breaker::Leave;
 use crate::placement::KeyHash;
 use crate::resource::{Bypass as BypassRule, Durability, WriteMode};
 

@@ -112,6 +112,49 @@ impl Asking for Admin {
     }
 }
 
+/// Tells the admin something: puts JSON to its paths with the follower's own token, and waits for the answer. What fails is tried again by the
+/// caller, which has a thread for it.
+pub struct Reporter {
+    runtime: tokio::runtime::Runtime,
+    http: Client,
+    base: Url,
+    bearer: Arc<Bearer>,
+}
+
+/// It was not taken.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct NotTaken(String);
+
+impl Reporter {
+    /// To the admin that `settings` name.
+    ///
+    /// # Errors
+    /// HTTPS can't be set up.
+    pub fn new(settings: &super::FollowSettings) -> Result<Reporter, SetupError> {
+        let base = Url::parse(&settings.admin).map_err(|_| SetupError::Url(settings.admin.clone()))?;
+        let fail = |error: &dyn std::fmt::Display| SetupError::Http(error.to_string());
+        let runtime: std::io::Result<_> = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.map_err(|error| fail(&error))?;
+        let builder = builder(settings.ca.as_deref(), &base)?.timeout(ANSWER_TIMEOUT);
+        let http = builder.build().map_err(|error| fail(&error))?;
+        Ok(Reporter { runtime, http, base, bearer: Arc::clone(&settings.bearer) })
+    }
+
+    /// Puts `body`, JSON, to `path`.
+    ///
+    /// # Errors
+    /// Why it was not taken.
+    pub fn put(&self, path: &str, body: String) -> Result<(), NotTaken> {
+        let url = self.base.join(path).map_err(|_| NotTaken(format!("{path} makes no URL")))?;
+        let request = self.http.put(url).bearer_auth(self.bearer.token()).body(body);
+        // Within the runtime from its first step: it sets timers.
+        let answered = self.runtime.block_on(async { request.send().await });
+        let answer = answered.map_err(|error| NotTaken(words(&error.without_url())))?;
+        if answer.status().is_success() { Ok(()) } else { Err(NotTaken(answer.status().to_string())) }
+    }
+}
+
 /// A client of an admin: HTTPS only, trusting `ca` alone if it is given.
 ///
 /// # Errors

@@ -14,7 +14,7 @@ use forebay_shard::outcome::{Headed, Located, PinDone, Put, PutDone, Removed, Un
 use forebay_shard::read::ReadError;
 use forebay_shard::stats::ShardStats;
 
-use crate::proxy::dispatch::{Dispatch, GotPinned, Pinned, Routed};
+use crate::proxy::dispatch::{AskHere, Dispatch, GotPinned, Here, Pinned, Routed};
 use crate::proxy::report::CoreReport;
 
 /// Blocks by key. Cheap to clone.
@@ -43,6 +43,8 @@ pub trait Blocks: Clone + 'static {
     fn pin(&self, key: &BlockKey) -> impl Future<Output = Routed<PinDone>>;
     /// Takes a pin back.
     fn unpin(&self, key: &BlockKey) -> impl Future<Output = Routed<UnpinDone>>;
+    /// Answers another member from what is here alone.
+    fn here(&self, ask: AskHere) -> impl Future<Output = Routed<Here<Self::Pinned>>>;
     /// Tells the owner that the bytes of `generation` on its disk are not what they should be; resolves when the next GET
     /// repairs it, or when the owner can't be told.
     fn report_rot(&self, key: &BlockKey, generation: Generation) -> impl Future<Output = ()>;
@@ -88,6 +90,10 @@ impl<D: Disk, O: Origin, R: Runtime> Blocks for Rc<Dispatch<D, O, R>> {
 
     async fn unpin(&self, key: &BlockKey) -> Routed<UnpinDone> {
         Dispatch::unpin(self, key).await
+    }
+
+    async fn here(&self, ask: AskHere) -> Routed<Here<Pinned>> {
+        Dispatch::here(self, ask).await
     }
 
     async fn report_rot(&self, key: &BlockKey, generation: Generation) {

@@ -117,6 +117,9 @@ pub fn run(mut config: Config) -> anyhow::Result<()> {
         disks.settle()?;
     }
     drop(ports);
+    if let Some(following) = &mut following {
+        following.serving(&cores)?;
+    }
     node.readiness.set(Stage::Ready);
     write_ports_file(&node)?;
     if node.facts.sync() == SyncMode::Never {

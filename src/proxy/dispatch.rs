@@ -5,6 +5,8 @@
 //! data crosses; the bytes of a disk hit are read by the asking core from its own handle of the slab. A full mailbox
 //! declines. A disk hit's pin is a [`Pinned`], given back exactly once (I7), whatever becomes of the request or the answer.
 
+mod here;
+
 use std::cell::Cell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -24,6 +26,8 @@ use forebay_shard::stats::ShardStats;
 use forebay_shard::store::slab_name;
 use futures::channel::oneshot;
 
+pub use here::{AskHere, Here};
+
 use crate::mailbox::{Receiver, Refused, Sender, mailbox};
 use crate::placement::shard_of;
 use crate::proxy::heartbeat::{Heartbeat, InFlight};
@@ -41,6 +45,13 @@ pub struct Routed<T> {
     pub hops: u8,
     /// What the shard said.
     pub answer: T,
+}
+
+impl<T> Routed<T> {
+    /// The same way, with another answer.
+    pub fn map<U>(self, made: impl FnOnce(T) -> U) -> Routed<U> {
+        Routed { shard: self.shard, hops: self.hops, answer: made(self.answer) }
+    }
 }
 
 /// The answer to a GET, with the pin of a disk hit.
@@ -383,6 +394,10 @@ impl<D: Disk, O: Origin, R: Runtime> Dispatch<D, O, R> {
                     drop(in_flight);
                 });
             }
+            Message::Here { ask, answer, .. } => {
+                let (shard, dispatch) = (shard.clone(), Rc::clone(self));
+                runtime.spawn(async move { dispatch.answer_here(number, &shard, ask, answer, in_flight).await });
+            }
             Message::Head { key, answer, .. } => {
                 let shard = shard.clone();
                 runtime.spawn(async move {
@@ -475,6 +490,7 @@ impl Removal {
 enum Message {
     Get { shard: u16, key: BlockKey, answer: oneshot::Sender<GotPinned> },
     Head { shard: u16, key: BlockKey, answer: oneshot::Sender<Headed> },
+    Here { shard: u16, ask: AskHere, answer: oneshot::Sender<Here> },
     Put { shard: u16, put: Box<Put>, answer: oneshot::Sender<PutDone> },
     Remove { shard: u16, key: BlockKey, removal: Removal, answer: oneshot::Sender<Removed> },
     Pin { shard: u16, key: BlockKey, answer: oneshot::Sender<PinDone> },
@@ -492,6 +508,7 @@ impl Message {
         match self {
             Message::Get { shard, .. }
             | Message::Head { shard, .. }
+            | Message::Here { shard, .. }
             | Message::Put { shard, .. }
             | Message::Remove { shard, .. }
             | Message::Pin { shard, .. }

@@ -12,6 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use tracing::{info, warn};
 
 use forebay_shard::config::VolumeConfig;
+use forebay_shard::key::BlockKey;
 
 use crate::mailbox::Sender;
 use crate::proxy::handler::{Readiness, Stage};
@@ -31,6 +32,10 @@ pub enum Control {
     Know(Arc<[VolumeConfig]>, mpsc::Sender<()>),
     /// Serve this.
     Serve(Arc<Served>, mpsc::Sender<()>),
+    /// Answer when every put and delete that was let in by now has ended.
+    Quiet(mpsc::Sender<()>),
+    /// Count the dirty records that are chosen, and flush them first.
+    Count(Arc<dyn Fn(&BlockKey) -> bool + Send + Sync>, mpsc::Sender<u64>),
     /// Close the shards and end.
     Close(mpsc::Sender<()>),
 }
@@ -118,7 +123,8 @@ mod tests {
                 let (name, done) = match control {
                     Control::Drain(done) => ("drain", done),
                     Control::Flush(_, done) => ("flush", done),
-                    Control::Know(_, done) | Control::Serve(_, done) => ("news", done),
+                    Control::Know(_, done) | Control::Serve(_, done) | Control::Quiet(done) => ("news", done),
+                    Control::Count(..) => continue,
                     Control::Close(done) => ("close", done),
                 };
                 notes.send(name).expect("the test listens");

@@ -5,19 +5,21 @@
 //! shard gets to know them, and only then every handler serves them. A volume that left is refused by the handlers first and forgotten by nobody:
 //! what is dirty of it is flushed as ever. A document that can't be applied whole is tried again; until then the one before counts.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, anyhow};
 use forebay_shard::config::{Access, DirtyFull, VolumeConfig, WriteMode};
+use forebay_shard::key::BlockKey;
 use forebay_shard::outcome::Durability;
 use tracing::{error, info, warn};
 
 use super::drain::{self, Control, Event};
 use super::known::KnownVolumes;
 use super::origins;
-use super::served::{Home, HomeMember, Own, Served, ServedVolume};
+use super::served::{Agreed, Home, HomeMember, Own, Served, ServedVolume};
+use super::standing::{self, Goal};
 use crate::config::admin::{AdminLink, Ownership, TOKEN_VARIABLE, TokenPlace};
 use crate::config::checked::Config;
 use crate::config::stores::Volume;
@@ -26,8 +28,10 @@ use crate::follow::pace::PaceSettings;
 use crate::follow::{Document, FollowSettings, Follower, Health};
 use crate::mailbox::Sender;
 use crate::origin::{OriginPool, Stays};
+use crate::placement::KeyHash;
 use crate::resource::{self, MemberState, Revision, VolumeKind};
-use crate::routing::{GroupRouting, GroupStore, GroupVolume, RoutedKey, RoutedMember};
+use crate::routing::placements::is_unsettled;
+use crate::routing::{GroupRouting, GroupStore, GroupVolume, Holders, RoutedKey, RoutedMember};
 use crate::token::{PublicKey, PublicKeys, Refusal};
 
 /// For the first word of an admin that a node without a copy on disk must hear.
@@ -59,6 +63,9 @@ pub(super) struct Following {
     sight: Arc<Sight>,
     known: KnownVolumes,
     latest: Arc<GroupRouting>,
+    agreed: Agreed,
+    /// What is to be counted; `None`: the cores don't run yet.
+    goals: Option<mpsc::Sender<Goal>>,
     /// When to try again what did not work.
     again: Option<Instant>,
 }
@@ -145,7 +152,16 @@ impl Following {
         let follower = follower.recv().context("the admin can't be followed")??;
         let latest = follower.current();
         let sight = Arc::new(Sight { follower, link: link.clone(), applied: Mutex::default() });
-        Ok(Following { link: link.clone(), config: config.clone(), sight, known, latest, again: None })
+        Ok(Following {
+            link: link.clone(),
+            config: config.clone(),
+            sight,
+            known,
+            latest,
+            agreed: Agreed::default(),
+            goals: None,
+            again: None,
+        })
     }
 
     /// For status.
@@ -174,6 +190,7 @@ impl Following {
     pub(super) fn first(&mut self, pool: &OriginPool) -> anyhow::Result<Served> {
         let latest = Arc::clone(&self.latest);
         let meaning = self.meaning(&latest, pool)?;
+        self.agreed.set(placed(&latest));
         self.note(&meaning, meaning.is_whole);
         Ok(meaning.served)
     }
@@ -209,11 +226,52 @@ impl Following {
         let served = Arc::new(meaning.served.clone());
         let until = Instant::now() + CORES_BOUND;
         let is_told = drain::step(cores, until, |done| Control::Know(Arc::clone(&volumes), done))
-            && drain::step(cores, until, |done| Control::Serve(Arc::clone(&served), done));
-        if !is_told {
+            && drain::step(cores, until, |done| Control::Serve(Arc::clone(&served), done))
+            // Before others hear that the node goes by it, nothing is under way that was let in by another placement.
+            && (self.agreed.placed() == placed(&latest) || drain::step(cores, until, Control::Quiet));
+        if is_told {
+            self.agreed.set(placed(&latest));
+            self.aim();
+        } else {
             error!(revision = latest.revision, "a core did not take note of what the admin says: it is told again");
         }
         self.note(&meaning, is_told && meaning.is_whole);
+    }
+
+    /// From now on the cores run: what is left of other members' keys is counted and reported.
+    ///
+    /// # Errors
+    /// There is no way to the admin, or no thread to be had.
+    pub(super) fn serving(&mut self, cores: &[Sender<Control>]) -> anyhow::Result<()> {
+        self.goals = Some(standing::start(&settings(&self.link)?, &self.link.group, cores)?);
+        self.aim();
+        Ok(())
+    }
+
+    /// Says what is to be counted by the routing that the node goes by.
+    fn aim(&self) {
+        let (document, Some(goals)) = (&self.latest, &self.goals) else { return };
+        let (Some(member), Some(group)) = (document.member(&self.link.member), document.group(&document.group)) else {
+            return;
+        };
+        let Some(own) = member.ranked() else { return };
+        let is_up = |routed: &&RoutedMember| routed.state == MemberState::Up;
+        let up: Vec<_> = group.members.iter().filter(is_up).filter_map(RoutedMember::ranked).collect();
+        let is_home = |told: &&GroupVolume| told.volume.home_group.as_ref().is_none_or(|home| *home == group.name);
+        let at_home: HashSet<String> =
+            document.volumes.iter().filter(is_home).map(|told| told.volume.name.clone()).collect();
+        let is_moved = move |key: &BlockKey| {
+            let first = KeyHash::of(&key.volume, &key.key).first(&up);
+            !at_home.contains(&*key.volume) || first.is_none_or(|at| up[at].id != own.id)
+        };
+        let goal = Goal {
+            followed: document.revision,
+            member: member.name.clone(),
+            awaited: is_unsettled(&group.placements, &member.id, member.settled),
+            is_moved: Arc::new(is_moved),
+        };
+        // The thread ends with this.
+        let _ = goals.send(goal);
     }
 
     fn note(&mut self, meaning: &Meaning, is_whole: bool) {
@@ -266,7 +324,8 @@ impl Following {
         // Where all but the first in rank refuse a block, its reads can't be spread.
         let lease_members = if is_strict { 0 } else { u16::try_from(own.members.len()).unwrap_or(u16::MAX) };
         let strict = is_strict.then_some(own);
-        let served = Served { volumes, refused, keys: Some(Arc::new(keys(document)?)), strict, lease_members };
+        let (keys, agreed) = (Some(Arc::new(keys(document)?)), self.agreed.clone());
+        let served = Served { volumes, refused, keys, strict, lease_members, agreed };
         Ok(Meaning { served, applied, volumes: self.shard_volumes(document), is_whole })
     }
 
@@ -384,7 +443,7 @@ fn served_volume(told: &GroupVolume) -> ServedVolume {
     }
 }
 
-/// Who may hold dirty blocks of a volume, unless it is this node alone. A volume without a home group is at home in each.
+/// Who may hold dirty blocks of a volume. A volume without a home group is at home in each.
 fn home(document: &GroupRouting, volume: &resource::Volume, link: &AdminLink) -> Option<Arc<Home>> {
     if volume.write != resource::WriteMode::Back {
         return None;
@@ -403,12 +462,14 @@ fn home(document: &GroupRouting, volume: &resource::Volume, link: &AdminLink) ->
         })
     };
     let members: Vec<HomeMember> = group.members.iter().filter_map(member).collect();
-    if members.iter().all(|member| Some(member.id) == own) {
-        return None;
-    }
     let is_up = |routed: &&RoutedMember| routed.state == MemberState::Up;
     let up = group.members.iter().filter(is_up).filter_map(RoutedMember::ranked).collect();
-    Some(Arc::new(Home { members, up, own }))
+    Some(Arc::new(Home { members, up, own, holders: Holders::told(group) }))
+}
+
+/// The placement of the node's own group.
+fn placed(document: &GroupRouting) -> Revision {
+    document.group(&document.group).and_then(Holders::told).map_or(0, |holders| holders.placed())
 }
 
 /// The members that blocks of the group are dealt to: those that are up, and this one as long as it runs.

@@ -8,6 +8,7 @@ use std::num::NonZeroU32;
 use std::path::PathBuf;
 use std::rc::Rc;
 use std::sync::{Arc, mpsc};
+use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use forebay_io::ring::{ArenaConfig, Listener, RingDisk, RingFile, RingRuntime};
@@ -39,6 +40,9 @@ use crate::mailbox::Receiver;
 /// Large batches of encrypted records: this share of the memory, within these bounds for each core.
 const BATCH_SHARE: u64 = 64;
 const BATCH_BYTES: (u64, u64) = (2 << 20, 16 << 20);
+
+/// When to ask the shards once more whether their changes have ended, if one could not be asked.
+const QUIET_AGAIN: Duration = Duration::from_millis(10);
 
 /// What one core is started with.
 pub(super) struct CoreStart {
@@ -256,7 +260,7 @@ fn handler(start: &CoreStart, dispatch: &Rc<NodeDispatch>, connections: &Rc<Conn
 /// Does what the main thread says, until the end.
 async fn obey(
     mut controls: Receiver<Control>,
-    dispatch: &NodeDispatch,
+    dispatch: &Rc<NodeDispatch>,
     connections: &Connections,
     handler: &NodeHandler,
 ) {
@@ -281,6 +285,25 @@ async fn obey(
             Control::Serve(served, done) => {
                 handler.serve(&served);
                 let _ = done.send(());
+            }
+            // Both may take their time, and other orders don't wait for them.
+            Control::Quiet(done) => {
+                let dispatch = Rc::clone(dispatch);
+                glommio::spawn_local(async move {
+                    // A full mailbox empties in milliseconds.
+                    while !dispatch.changes_ended().await {
+                        glommio::timer::sleep(QUIET_AGAIN).await;
+                    }
+                    let _ = done.send(());
+                })
+                .detach();
+            }
+            Control::Count(chosen, counted) => {
+                let dispatch = Rc::clone(dispatch);
+                glommio::spawn_local(async move {
+                    let _ = counted.send(dispatch.count_dirty(&*chosen).await);
+                })
+                .detach();
             }
             Control::Close(done) => {
                 dispatch.close_own().await;

@@ -5,11 +5,14 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use forebay_shard::config::VolumeConfig;
 use forebay_shard::outcome::Durability;
 
 use crate::placement::{KeyHash, Member, MemberId};
+use crate::resource::Revision;
+use crate::routing::Holders;
 use crate::token::PublicKeys;
 
 /// What a node serves.
@@ -25,6 +28,25 @@ pub struct Served {
     pub strict: Option<Own>,
     /// Among how many members of this node's group the reads of a hot block may be spread; fewer than two: no leases are given.
     pub lease_members: u16,
+    /// The placement of its group's keys that the whole node goes by.
+    pub agreed: Agreed,
+}
+
+/// The placement that every core of a node goes by: a core may be ahead of the others, and what another member is told must hold for all.
+#[derive(Debug, Clone, Default)]
+pub struct Agreed(Arc<AtomicU64>);
+
+impl Agreed {
+    /// Its revision; 0: none.
+    #[must_use]
+    pub fn placed(&self) -> Revision {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// From now on every core goes by this one.
+    pub fn set(&self, placed: Revision) {
+        self.0.store(placed, Ordering::Release);
+    }
 }
 
 /// One volume.
@@ -49,6 +71,8 @@ pub struct Home {
     pub up: Vec<Member>,
     /// This node, if it is one of them.
     pub own: Option<MemberId>,
+    /// Who may hold which key; `None`: the admin does not tell, so any may hold any.
+    pub holders: Option<Holders>,
 }
 
 /// One of them.

@@ -202,6 +202,13 @@ impl Deployment {
         String::from_utf8(output.stdout).unwrap()
     }
 
+    /// One that must not; what it said.
+    pub fn refused(&self, arguments: &[&str]) -> String {
+        let output = self.command(arguments).output().unwrap();
+        assert!(!output.status.success(), "{arguments:?}");
+        String::from_utf8(output.stderr).unwrap()
+    }
+
     pub fn json(&self, arguments: &[&str]) -> Value {
         serde_json::from_str(&self.control(&[arguments, &["--json"]].concat())).unwrap()
     }

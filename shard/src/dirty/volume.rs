@@ -16,6 +16,7 @@ pub(super) type Age = (u64, Generation, Identity);
 
 #[derive(Default)]
 pub(super) struct VolumeQueue {
+    /// By [`turn_of`].
     pub(super) ready: BTreeSet<Age>,
     /// By the instant of the next try.
     pub(super) backoff: BTreeSet<(Nanos, Generation, Identity)>,
@@ -59,7 +60,7 @@ impl VolumeQueue {
     pub(super) fn make_ready(&mut self, entry: &mut Entry) {
         self.dequeue(entry);
         entry.standing = Standing::Queued;
-        self.ready.insert(age_of(&entry.record));
+        self.ready.insert(turn_of(entry));
     }
 
     pub(super) fn retry_all(&mut self, entries: &mut IdentityMap<Entry>) {
@@ -69,7 +70,7 @@ impl VolumeQueue {
     }
 
     pub(super) fn dequeue(&mut self, entry: &Entry) {
-        self.ready.remove(&age_of(&entry.record));
+        self.ready.remove(&turn_of(entry));
         if let Standing::Backoff(at) = entry.standing {
             self.backoff.remove(&(at, entry.record.generation, entry.record.identity));
         }
@@ -78,4 +79,10 @@ impl VolumeQueue {
 
 pub(super) fn age_of(record: &DirtyRecord) -> Age {
     (record.since_unix_ms, record.generation, record.identity)
+}
+
+/// The place in the flusher's line: by age, and before all others what was chosen to go first.
+pub(super) fn turn_of(entry: &Entry) -> Age {
+    let (since_unix_ms, generation, identity) = age_of(&entry.record);
+    (if entry.goes_first { 0 } else { since_unix_ms }, generation, identity)
 }

@@ -12,7 +12,7 @@ use utoipa::ToSchema;
 use super::document::{Shape, Told};
 use super::fault::Fault;
 use super::{App, Call, Need, Reply, Route, Work, etag};
-use crate::admin::registry::{Applied, Change, Listing, Record, RecordId, Versioned, looked};
+use crate::admin::registry::{Applied, Change, Guard, Listing, Record, RecordId, Versioned, looked};
 use crate::resource::check::{self, Invalid};
 use crate::resource::{Attachment, Group, Member, Revision, Store, Volume};
 
@@ -35,6 +35,11 @@ trait Kind: DeserializeOwned + ToSchema + 'static {
     fn id(call: &Call) -> RecordId;
     /// What the path lists.
     fn listing(call: &Call) -> Listing;
+    /// What a DELETE asks for, and what its query may say.
+    fn end(call: &Call, guard: Guard) -> Result<Change, Fault> {
+        Ok(Change::Delete(Self::id(call), guard))
+    }
+    const END_ASKS: &[(&str, &str)] = &[];
 }
 
 /// The routes of all kinds.
@@ -73,7 +78,8 @@ fn of_kind<T: Kind>(tag: &'static str, all: &'static str, one: &'static str) -> 
             )
         }),
         route(Method::DELETE, one, Need::Operator, delete::<T>, {
-            changes(told("delete", T::ONE, "Ends it.").answers(204, Shape::nothing()))
+            let ends = told("delete", T::ONE, "Ends it.").answers(204, Shape::nothing());
+            changes(T::END_ASKS.iter().fold(ends, |told, (parameter, what)| told.asks(parameter, what)))
         }),
     ]
 }
@@ -166,8 +172,7 @@ fn replace<T: Kind>(app: &App, call: &Call) -> Result<Reply, Fault> {
 }
 
 fn delete<T: Kind>(app: &App, call: &Call) -> Result<Reply, Fault> {
-    let guard = call.guard()?;
-    app.change(&Change::Delete(T::id(call), guard), call)?;
+    app.change(&T::end(call, call.guard()?)?, call)?;
     Ok(Reply::empty(StatusCode::NO_CONTENT))
 }
 
@@ -232,6 +237,17 @@ impl Kind for Member {
     fn listing(call: &Call) -> Listing {
         Listing::Members(call.parameter("group").to_owned())
     }
+
+    const END_ASKS: &[(&str, &str)] =
+        &[("abandon", "`dirty`: end it though it may hold what the store does not have, which is lost then.")];
+
+    fn end(call: &Call, guard: Guard) -> Result<Change, Fault> {
+        match call.query("abandon", &["abandon"])? {
+            None => Ok(Change::Delete(Self::id(call), guard)),
+            Some("dirty") => Ok(Change::Abandon(Self::id(call), guard)),
+            Some(_) => Err(Fault::bad_query("abandon", "takes one word: dirty")),
+        }
+    }
 }
 
 fn attachments() -> Vec<Route> {
@@ -281,6 +297,6 @@ fn detach(app: &App, call: &Call) -> Result<Reply, Fault> {
     let id =
         RecordId::Attachment { volume: call.parameter("volume").to_owned(), group: call.parameter("group").to_owned() };
     // There is nothing in it that another could have changed.
-    app.change(&Change::Delete(id, crate::admin::registry::Guard::Any), call)?;
+    app.change(&Change::Delete(id, Guard::Any), call)?;
     Ok(Reply::empty(StatusCode::NO_CONTENT))
 }

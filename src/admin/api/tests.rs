@@ -7,6 +7,7 @@
 
 mod groups;
 mod hostile;
+mod standing;
 
 use std::collections::BTreeSet;
 use std::future::Future;
@@ -166,6 +167,8 @@ fn every_route_is_in_the_document_and_nothing_else() {
         "GET /v1/volumes/{volume}/routing",
         "GET /v1/volumes/{volume}/credentials",
         "GET /v1/groups/{group}/routing",
+        "GET /v1/groups/{group}/standing",
+        "PUT /v1/groups/{group}/members/{name}/standing",
         "POST /v1/tokens",
         "DELETE /v1/tokens/{id}",
         "GET /v1/keys",
@@ -174,7 +177,7 @@ fn every_route_is_in_the_document_and_nothing_else() {
     ] {
         assert!(served.contains(promised), "{promised}");
     }
-    assert_eq!(served.len(), 38);
+    assert_eq!(served.len(), 40);
 }
 
 #[test]

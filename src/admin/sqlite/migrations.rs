@@ -10,7 +10,7 @@ use super::super::registry::RegistryError;
 /// `FBAD`: says that a file is ours before anything else of it is believed.
 const APPLICATION_ID: i32 = 0x4642_4144;
 
-const STEPS: [&str; 3] = [
+const STEPS: [&str; 4] = [
     // 1: everything.
     "
     CREATE TABLE meta (
@@ -103,6 +103,23 @@ const STEPS: [&str; 3] = [
         (SELECT max(revision) FROM audit WHERE kind = 'group' AND action = 'create' AND audit.name = groups.name), 0
     );
     ",
+    // 4: whose a group's keys were, and since when each member holds nothing of others'. Of members from before nothing is known.
+    "
+    ALTER TABLE groups ADD COLUMN placements TEXT NOT NULL DEFAULT '[]';
+    ALTER TABLE members ADD COLUMN settled INTEGER NOT NULL DEFAULT 0;
+    ALTER TABLE members ADD COLUMN followed INTEGER;
+    ALTER TABLE members ADD COLUMN moved INTEGER;
+    ALTER TABLE members ADD COLUMN reported_at INTEGER;
+    UPDATE meta SET revision = revision + 1 WHERE EXISTS (SELECT 1 FROM groups);
+    UPDATE volumes SET routing = (SELECT revision FROM meta);
+    UPDATE groups SET routing = (SELECT revision FROM meta), placements = json_array(json_object(
+        'revision', (SELECT revision FROM meta),
+        'members', (SELECT json_group_array(json_object('id', id, 'weight', json_extract(body, '$.weight'))) FROM (
+            SELECT id, body FROM members
+            WHERE member_group = groups.name AND json_extract(body, '$.state') = 'up' ORDER BY id
+        ))
+    ));
+    ",
 ];
 
 /// Brings a database up to this version.
@@ -159,6 +176,8 @@ mod tests {
             INSERT INTO audit VALUES (4, 0, '', '', 'create', 'volume', 'told', NULL);
             INSERT INTO audit VALUES (9, 0, '', '', 'update', 'volume', 'told', NULL);
             INSERT INTO groups VALUES ('near', '{}', 5);
+            INSERT INTO members VALUES ('near', 'a', '0a', 'a:1', '{\"weight\":100,\"state\":\"up\"}', 6);
+            INSERT INTO members VALUES ('near', 'b', '0b', 'b:1', '{\"weight\":100,\"state\":\"absent\"}', 6);
             INSERT INTO audit VALUES (5, 0, '', '', 'create', 'group', 'near', NULL);
             UPDATE meta SET revision = 9;
         ";
@@ -172,6 +191,12 @@ mod tests {
         assert_eq!((made("told"), made("forgotten")), (4, 0));
         let marks = "SELECT made, routing FROM groups WHERE name = 'near'";
         let marks = connection.query_row(marks, [], |row| Ok((row.get::<_, u64>(0)?, row.get::<_, u64>(1)?)));
-        assert_eq!(marks.unwrap(), (5, 9));
+        assert_eq!(marks.unwrap(), (5, 10));
+        let placements = super::super::placing::placements(&connection, "near").unwrap();
+        assert_eq!(placements.iter().map(|placement| placement.revision).collect::<Vec<_>>(), [10]);
+        let members: Vec<_> = placements[0].members.iter().map(|member| (&*member.id, member.weight.get())).collect();
+        assert_eq!(members, [("0a", 100)], "who is up");
+        let standings = super::super::placing::standings(&connection, "near").unwrap();
+        assert!(standings.len() == 2 && standings.iter().all(|standing| standing.moving), "nothing is known of them");
     }
 }

@@ -15,7 +15,7 @@ use super::super::registry::{
     Actor, AuditRow, Listing, Record, RecordId, RegistryError, TokenRecord, Versioned, View as _,
 };
 use super::rows::Sight;
-use super::{files, migrations, rows};
+use super::{files, migrations, placing, rows};
 use crate::resource::Revision;
 
 const STEP: std::ffi::c_int = 256;
@@ -147,6 +147,8 @@ fn mark(copy: &mut Connection, replaced: &Replaced, from: &Path, by: &Actor) -> 
     transaction.execute("UPDATE meta SET revision = ?1", params![revision])?;
     transaction.execute("UPDATE volumes SET routing = ?1", params![revision])?;
     transaction.execute("UPDATE groups SET routing = ?1", params![revision])?;
+    // Keys may have been dealt otherwise since the backup.
+    placing::doubt(&transaction, revision)?;
     for key in &replaced.keys_deleted {
         transaction.execute("DELETE FROM keys WHERE id = ?1", params![key])?;
     }

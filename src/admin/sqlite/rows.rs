@@ -8,8 +8,12 @@ use rusqlite::{Connection, OptionalExtension, Row, params, params_from_iter};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use super::super::registry::{AuditRow, GroupMarks, Listing, Record, RecordId, RegistryError, Versioned, View};
+use super::super::registry::{
+    AuditRow, GroupMarks, Listing, Record, RecordId, RegistryError, Standing, Versioned, View,
+};
+use super::placing;
 use crate::resource::Revision;
+use crate::routing::Placement;
 
 /// Records as a transaction sees them.
 pub struct Sight<'a>(pub &'a Connection);
@@ -59,6 +63,14 @@ impl View for Sight<'_> {
         let sql = "SELECT made, routing FROM groups WHERE name = ?1";
         let marks = |row: &Row<'_>| Ok(GroupMarks { made: row.get(0)?, routing: row.get(1)? });
         Ok(self.0.query_row(sql, params![group], marks).optional()?)
+    }
+
+    fn placements(&self, group: &str) -> Result<Vec<Placement>, RegistryError> {
+        placing::placements(self.0, group)
+    }
+
+    fn standings(&self, group: &str) -> Result<Vec<Standing>, RegistryError> {
+        placing::standings(self.0, group)
     }
 }
 

@@ -176,6 +176,9 @@ fn what_is_in_use_stays_and_says_by_whom() {
     refused(replace(&sqlite, store(json!({"bucket": "other"}))), "volume pictures lies in store main");
     // In the right order all of it goes.
     replace(&sqlite, member(json!({"state": "absent"}))).unwrap();
+    refused(delete(&sqlite, &member(json!({}))), "never reported");
+    let report = Report { followed: revision(&sqlite), moved: 0 };
+    assert!(sqlite.report("near", "a", report, &by()).unwrap().is_some());
     replace(&sqlite, volume(json!({}))).unwrap();
     for record in [attachment(), member(json!({})), group("near"), volume(json!({})), store(json!({}))] {
         assert!(matches!(delete(&sqlite, &record), Ok(Applied::Deleted(_))), "{record:?}");
@@ -207,7 +210,7 @@ fn foreign_keys_hold_below_the_rules() {
         "DELETE FROM groups",
         "DELETE FROM attachments",
         "UPDATE volumes SET store = 'nowhere'",
-        "INSERT INTO members VALUES ('nowhere', 'a', 'b', 'c', 'd', 1)",
+        "INSERT INTO members (member_group, name, id, address, body, revision) VALUES ('nowhere', 'a', 'b', 'c', 'd', 1)",
     ] {
         let error = writer.execute(sql, []).unwrap_err();
         assert_eq!(error.sqlite_error_code(), Some(ErrorCode::ConstraintViolation), "{sql}");

@@ -12,11 +12,13 @@ use http::header::{CONTENT_LENGTH, ETAG};
 use http::request::Parts;
 use http::{HeaderMap, Method, StatusCode};
 
+use super::group::Writer;
 use super::{Answer, Handler, Trace};
 use crate::problem::Problem;
 use crate::proxy::blocks::Blocks;
 use crate::proxy::body::ResponseBody;
 use crate::proxy::conditions::{ContentDigest, etag_value, put_condition};
+use crate::proxy::dispatch::{AskHere, Here, Routed};
 use crate::proxy::metrics::Outcome;
 use crate::proxy::put_body::receive;
 use crate::proxy::request::Order;
@@ -50,14 +52,26 @@ impl<B: Blocks> Handler<B> {
         })?;
         let received = receive(body, len_bytes, expected, &self.metrics).await?;
         let digest = received.digest;
-        if let Some(writer) = writer {
-            trace.outcome = Outcome::Put;
-            return self.forward(parts, writer, Method::PUT, &key, received.frames).await;
-        }
-        let put = Put { key, frames: received.frames, len_bytes, digest, condition, durability };
-        let routed = self.blocks.put(put).await;
-        trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Put;
+        let frames = received.frames;
+        let is_over_dirty = match writer {
+            Writer::At(writer) => return self.forward(parts, volume, writer, Method::PUT, &key, frames).await,
+            Writer::HereOverDirty => true,
+            Writer::Here(holders) => {
+                if let Some(answer) = self.over_dirty(parts, volume, &holders, Method::PUT, &key, &frames).await? {
+                    return Ok(answer);
+                }
+                false
+            }
+        };
+        let put = Put { key, frames, len_bytes, digest, condition, durability };
+        // Nothing may be waited for between this and the shard.
+        self.check_still(volume)?;
+        let routed = match is_over_dirty {
+            false => self.blocks.put(put).await,
+            true => self.put_over_dirty(put).await?,
+        };
+        trace.hops = Some(routed.hops);
         let (status, promised) = match routed.answer {
             PutDone::Created(promised) => (StatusCode::CREATED, promised),
             PutDone::Unchanged(promised) => (StatusCode::OK, promised),
@@ -86,19 +100,49 @@ impl<B: Blocks> Handler<B> {
         trace: &mut Trace,
     ) -> Answer<B> {
         writable(&volume.settings)?;
-        if let Some(writer) = self.writer(parts, volume, key)? {
-            trace.outcome = Outcome::Delete;
-            let answer = self.forward(parts, writer, Method::DELETE, key, Vec::new()).await;
-            // What was cached here of it is no more; and what the key's move left dirty here would bring it back.
-            if matches!(self.blocks.purge(key).await.answer, Removed::Dirty) && answer.is_ok() {
-                return removed(self.blocks.delete(key).await.answer);
-            }
-            return answer;
-        }
-        let routed = self.blocks.delete(key).await;
-        trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Delete;
-        removed(routed.answer)
+        let answer = match self.writer(parts, volume, key)? {
+            Writer::At(writer) => self.forward(parts, volume, writer, Method::DELETE, key, Vec::new()).await,
+            Writer::HereOverDirty => {
+                self.check_still(volume)?;
+                return self.delete_over_dirty(key, trace).await;
+            }
+            Writer::Here(holders) => match self.over_dirty(parts, volume, &holders, Method::DELETE, key, &[]).await? {
+                Some(answer) => Ok(answer),
+                None => {
+                    self.check_still(volume)?;
+                    let routed = self.blocks.delete(key).await;
+                    trace.hops = Some(routed.hops);
+                    return removed(routed.answer);
+                }
+            },
+        };
+        // Another member did it: what was cached here of it is no more. What is dirty here that one has asked for.
+        self.blocks.purge(key).await;
+        answer
+    }
+
+    async fn put_over_dirty(&self, put: Put) -> Result<Routed<PutDone>, Failure> {
+        let Routed { shard, hops, answer } = self.blocks.here(AskHere::Put(Box::new(put))).await;
+        match answer {
+            Here::Put(answer) => Ok(Routed { shard, hops, answer }),
+            Here::Nothing => Err(not_dirty_here()),
+            Here::Got(_) | Here::Headed(_) | Here::Removed(_) | Here::Quiet => unreachable!("a put is answered as one"),
+        }
+    }
+
+    async fn delete_over_dirty(&self, key: &BlockKey, trace: &mut Trace) -> Answer<B> {
+        let routed = self.blocks.here(AskHere::Delete(key.clone())).await;
+        trace.hops = Some(routed.hops);
+        match routed.answer {
+            Here::Removed(answer) => removed(answer),
+            Here::Nothing => {
+                // A copy of what is deleted elsewhere.
+                self.blocks.purge(key).await;
+                Err(not_dirty_here())
+            }
+            Here::Got(_) | Here::Headed(_) | Here::Put(_) | Here::Quiet => unreachable!("a delete is answered as one"),
+        }
     }
 
     /// `POST /v1/volumes/{volume}/{purge|pin|unpin}?key={key}`.
@@ -144,6 +188,14 @@ impl<B: Blocks> Handler<B> {
         trace.outcome = Outcome::Purge;
         removed(routed.answer)
     }
+}
+
+/// To the member whose key it is: it may take the write, this one never will.
+fn not_dirty_here() -> Failure {
+    Failure::new(
+        Problem::NotOwner,
+        "nothing of it is dirty here, and by the group's routing another member is first for this key",
+    )
 }
 
 fn removed<B: Blocks>(removed: Removed) -> Answer<B> {

@@ -7,20 +7,20 @@ use std::ops::Range;
 use std::rc::Rc;
 
 use forebay_shard::key::BlockKey;
-use forebay_shard::origin::Etag;
+use forebay_shard::origin::{Etag, OriginError};
 use forebay_shard::outcome::{EntryState, FillRole, FillStream, Got, Headed, Located, MemoryHit, MetaSource};
 use forebay_shard::read::{BlockReader, ReadError};
-use http::StatusCode;
 use http::header::RANGE;
 use http::request::Parts;
+use http::{Response, StatusCode};
 
-use super::group::{Holder, is_peer};
+use super::group::{Holder, deleted, is_peer};
 use super::{Answer, Handler, Trace};
 use crate::problem::Problem;
 use crate::proxy::blocks::Blocks;
 use crate::proxy::body::{DiskBody, FillBody, FirstPiece, ResponseBody, piece_of};
 use crate::proxy::conditions::{is_match, is_not_modified, is_range_meant};
-use crate::proxy::dispatch::GotPinned;
+use crate::proxy::dispatch::{AskHere, GotPinned, Here, Routed};
 use crate::proxy::metrics::Outcome;
 use crate::proxy::request::{RangeAsked, range_asked};
 use crate::proxy::respond::{BlockHead, Failure, Source, block_response, not_modified, response};
@@ -35,12 +35,13 @@ impl<B: Blocks> Handler<B> {
         volume: &ServedVolume,
         trace: &mut Trace,
     ) -> Answer<B> {
+        self.check_asked(parts, volume)?;
         let mut rotten: Option<ReadError> = None;
         let lease = self.heat_of(parts, key);
         loop {
-            let routed = self.blocks.get(key).await;
+            let routed = self.look(parts, key).await;
             trace.hops = Some(routed.hops);
-            let GotPinned { got, pinned } = routed.answer;
+            let Some(GotPinned { got, pinned }) = routed.answer else { return Ok(not_here()) };
             match got {
                 Got::Memory(hit) => {
                     trace.outcome = Outcome::HitMemory;
@@ -73,18 +74,14 @@ impl<B: Blocks> Handler<B> {
                     }
                 }
                 Got::Absent => {
-                    let stream = self.elsewhere(parts, volume, key).await?;
+                    let stream = self.elsewhere(parts, volume, key).await?.ok_or_else(absent)?;
                     return self.answer_fill(parts, stream, Source::Member, trace);
                 }
                 Got::Lost => return Err(lost()),
                 Got::Declined(declined) => return Err(declined.into()),
-                // Only the origin fails so, and it is asked for what is not here.
-                Got::Failed(_) if is_peer(parts) => {
-                    return Ok(response(StatusCode::NO_CONTENT, ResponseBody::Empty));
-                }
                 Got::Failed(error) => {
                     // The origin can't be asked; the member that has it dirty can.
-                    let stream = self.elsewhere(parts, volume, key).await.map_err(|_| Failure::from(error))?;
+                    let stream = self.elsewhere_or(parts, volume, key, error).await?;
                     return self.answer_fill(parts, stream, Source::Member, trace);
                 }
             }
@@ -99,10 +96,12 @@ impl<B: Blocks> Handler<B> {
         volume: &ServedVolume,
         trace: &mut Trace,
     ) -> Answer<B> {
-        let routed = self.blocks.head(key).await;
+        self.check_asked(parts, volume)?;
+        let routed = self.look_at_meta(parts, key).await;
         trace.hops = Some(routed.hops);
         trace.outcome = Outcome::Head;
-        let (etag, len_bytes, source) = match routed.answer {
+        let Some(headed) = routed.answer else { return Ok(not_here()) };
+        let (etag, len_bytes, source) = match headed {
             Headed::Found(meta) => match meta.source {
                 MetaSource::Cache => (meta.etag, meta.len_bytes, Source::Cache),
                 MetaSource::Dirty => (meta.etag, meta.len_bytes, Source::Dirty),
@@ -113,13 +112,13 @@ impl<B: Blocks> Handler<B> {
                 },
             },
             Headed::Absent => {
-                let stream = self.elsewhere(parts, volume, key).await?;
+                let stream = self.elsewhere(parts, volume, key).await?.ok_or_else(absent)?;
                 (stream.etag, stream.len_bytes, Source::Member)
             }
             Headed::Lost => return Err(lost()),
             Headed::Declined(declined) => return Err(declined.into()),
             Headed::Failed(error) => {
-                let stream = self.elsewhere(parts, volume, key).await.map_err(|_| Failure::from(error))?;
+                let stream = self.elsewhere_or(parts, volume, key, error).await?;
                 (stream.etag, stream.len_bytes, Source::Member)
             }
         };
@@ -128,6 +127,49 @@ impl<B: Blocks> Handler<B> {
             Wanted::NotModified => Ok(not_modified(&head, ResponseBody::Empty)),
             Wanted::Whole | Wanted::Part(_) => Ok(block_response(&head, None, ResponseBody::Empty)),
         }
+    }
+
+    /// The origin failed: the member that has it dirty, or deleted it, knows better.
+    async fn elsewhere_or(
+        &self,
+        parts: &Parts,
+        volume: &ServedVolume,
+        key: &BlockKey,
+        error: OriginError,
+    ) -> Result<FillStream, Failure> {
+        match self.elsewhere(parts, volume, key).await {
+            Ok(Some(stream)) => Ok(stream),
+            Err(failure) if failure.problem == Problem::NoSuchBlock => Err(failure),
+            Ok(None) | Err(_) => Err(error.into()),
+        }
+    }
+
+    fn check_asked(&self, parts: &Parts, volume: &ServedVolume) -> Result<(), Failure> {
+        volume.home.as_deref().map_or(Ok(()), |home| self.check_agreed(parts, home))
+    }
+
+    /// Where the bytes are. Another member is told what is here alone; `None`: nothing.
+    async fn look(&self, parts: &Parts, key: &BlockKey) -> Routed<Option<GotPinned<B::Pinned>>> {
+        if !is_peer(parts) {
+            return self.blocks.get(key).await.map(Some);
+        }
+        self.blocks.here(AskHere::Get(key.clone())).await.map(|here| match here {
+            Here::Got(got) => Some(got),
+            Here::Nothing => None,
+            Here::Headed(_) | Here::Put(_) | Here::Removed(_) | Here::Quiet => unreachable!("a get is answered as one"),
+        })
+    }
+
+    /// Length and ETag, in the same way.
+    async fn look_at_meta(&self, parts: &Parts, key: &BlockKey) -> Routed<Option<Headed>> {
+        if !is_peer(parts) {
+            return self.blocks.head(key).await.map(Some);
+        }
+        self.blocks.here(AskHere::Head(key.clone())).await.map(|here| match here {
+            Here::Headed(headed) => Some(headed),
+            Here::Nothing => None,
+            Here::Got(_) | Here::Put(_) | Here::Removed(_) | Here::Quiet => unreachable!("a head is answered as one"),
+        })
     }
 
     fn answer_memory(&self, parts: &Parts, hit: MemoryHit) -> Answer<B> {
@@ -256,8 +298,13 @@ fn wanted(parts: &Parts, head: &BlockHead, ranges: Ranges) -> Result<Wanted, Fai
     }
 }
 
-fn deleted() -> Failure {
-    Failure::new(Problem::NoSuchBlock, "it was deleted; the origin has not heard of it yet")
+/// To another member: there is nothing of it here; what the store has, that one knows.
+fn not_here<B: Blocks>() -> Response<ResponseBody<B>> {
+    response(StatusCode::NO_CONTENT, ResponseBody::Empty)
+}
+
+fn absent() -> Failure {
+    Failure::new(Problem::NoSuchBlock, "neither here nor at the origin")
 }
 
 fn lost() -> Failure {

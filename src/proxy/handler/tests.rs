@@ -38,7 +38,7 @@ use crate::proxy::auth::{Auth, ConnToken};
 use crate::proxy::blocks::Blocks;
 use crate::proxy::body::{BodyError, ResponseBody};
 use crate::proxy::conditions::etag_value;
-use crate::proxy::dispatch::{GotPinned, Routed};
+use crate::proxy::dispatch::{AskHere, GotPinned, Here, Routed};
 use crate::proxy::metrics::{CoreMetrics, Outcome};
 use crate::proxy::report::CoreReport;
 use crate::proxy::respond::{CACHE_STATUS, FOREBAY_DURABILITY, FOREBAY_HOPS, X_REQUEST_ID};
@@ -49,6 +49,7 @@ use crate::token::{PublicKey, PublicKeys, Right, SigningKey, generate_key};
 
 mod leases;
 mod orders;
+mod peers;
 
 const SLAB: &str = "shard-000.slab";
 
@@ -179,6 +180,21 @@ impl Blocks for ShelfBlocks {
 
     async fn unpin(&self, _key: &BlockKey) -> Routed<UnpinDone> {
         self.routed(UnpinDone::Done)
+    }
+
+    async fn here(&self, ask: AskHere) -> Routed<Here<ShelfPin>> {
+        let key = ask.key().unwrap().clone();
+        // What a fill or the origin would have to bring is not here.
+        if !matches!(self.place(&key), Some(Place::Memory(..) | Place::Disk(_))) {
+            return self.routed(Here::Nothing);
+        }
+        match ask {
+            AskHere::Get(key) => self.get(&key).await.map(Here::Got),
+            AskHere::Head(key) => self.head(&key).await.map(Here::Headed),
+            AskHere::Put(put) => self.put(*put).await.map(Here::Put),
+            AskHere::Delete(key) => self.delete(&key).await.map(Here::Removed),
+            AskHere::Quiet => unreachable!("it has no key"),
+        }
     }
 
     async fn report_rot(&self, key: &BlockKey, _generation: Generation) {
@@ -559,34 +575,4 @@ fn tokens_open_what_they_name() {
     assert_eq!(bench.ask("GET", "/v1/volumes/w/blocks/k", &[("authorization", "")], b"").problem(), "unauthorized");
     let refused: Vec<_> = bench.metrics.snapshot().refusals().filter(|(_, count)| *count > 0).collect();
     assert_eq!(refused, [("missing", 2), ("wrong-volume", 1), ("read-only", 1)]);
-}
-
-#[test]
-fn the_node_tells_about_itself() {
-    let bench = Bench::new();
-    bench.get("absent", &[]);
-    let open = [("authorization", "")];
-    assert_eq!(bench.ask("HEAD", "/v1/ping", &open, b"").status, StatusCode::NO_CONTENT);
-    assert_eq!(bench.ask("GET", "/healthz", &open, b"").status, StatusCode::OK);
-    assert_eq!(bench.ask("GET", "/readyz", &open, b"").status, StatusCode::OK);
-    let topology: serde_json::Value =
-        serde_json::from_slice(bench.ask("GET", "/v1/topology", &open, b"").bytes()).unwrap();
-    assert_eq!((&topology["shards"][1]["port"], &topology["shard_count"]), (&7411.into(), &2.into()));
-    let status: serde_json::Value = serde_json::from_slice(bench.ask("GET", "/v1/status", &open, b"").bytes()).unwrap();
-    assert_eq!((&status["hits"], &status["node"]["name"]), (&0.into(), &"node".into()));
-    assert!(status["sync"] == false && status["warnings"][0].as_str().unwrap().contains("power cut"), "{status}");
-    let metrics = bench.ask("GET", "/metrics", &open, b"");
-    assert!(metrics.text(CONTENT_TYPE).starts_with("application/openmetrics-text"));
-    let text = std::str::from_utf8(metrics.bytes()).unwrap();
-    assert!(text.ends_with("# EOF\n"));
-    for line in [
-        "# TYPE forebay_request_duration_seconds histogram",
-        "forebay_request_duration_seconds_bucket{le=\"+Inf\",outcome=\"hit-memory\"} 0",
-        "forebay_dirty_bytes 0",
-        "forebay_memory_bytes{use=\"tier\"} 0",
-    ] {
-        assert!(text.contains(line), "{line} is not in\n{text}");
-    }
-    bench.handler.readiness.set(Stage::Draining);
-    assert_eq!(bench.ask("GET", "/readyz", &open, b"").problem(), "not-ready");
 }

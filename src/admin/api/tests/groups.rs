@@ -8,7 +8,7 @@ use crate::routing::GroupRouting;
 
 const PATH: &str = "/v1/groups/near/routing";
 
-fn proxy_token(bench: &Bench, group: &str) -> String {
+pub(super) fn proxy_token(bench: &Bench, group: &str) -> String {
     let wish = Wish {
         subject: "a".to_owned(),
         role: Some(Role::Proxy),
@@ -19,7 +19,7 @@ fn proxy_token(bench: &Bench, group: &str) -> String {
     keys::issue(&*bench.registry, &wish, &by()).unwrap().1
 }
 
-async fn told(bench: &Bench, token: &str) -> GroupRouting {
+pub(super) async fn told(bench: &Bench, token: &str) -> GroupRouting {
     let reply = bench.ask_as(token, "GET", PATH, Value::Null, None).await;
     assert_eq!((reply.status.as_u16(), reply.media_type), (200, crate::routing::MEDIA_TYPE), "{}", text(&reply));
     let document = GroupRouting::open(&text(&reply), &bench.keys()).unwrap();

@@ -4,6 +4,7 @@
 //! Each of these was once answered wrongly.
 
 use super::*;
+use crate::admin::registry::Report;
 use crate::admin::registry::{AuditRow, Listing, Record, RecordId, RegistryError, View};
 
 const ROUTING: &str = "/v1/volumes/pictures/routing";
@@ -152,6 +153,10 @@ impl Registry for Meddled<'_> {
         self.0.look(look)?;
         let id = newest_token(self.0);
         keys::revoke(self.0, &id, &Actor { subject: "another".to_owned(), ..by() }).map(drop)
+    }
+
+    fn report(&self, group: &str, member: &str, report: Report, by: &Actor) -> Result<Option<Revision>, RegistryError> {
+        self.0.report(group, member, report, by)
     }
 
     fn audit(&self, after: Revision, limit: usize) -> Result<Vec<AuditRow>, RegistryError> {

@@ -57,3 +57,33 @@ fn bad_requests_get_their_problem() {
     let down = bench.get("down", &[]);
     assert_eq!((down.status, down.problem().as_str()), (StatusCode::GATEWAY_TIMEOUT, "origin-timeout"));
 }
+
+#[test]
+fn the_node_tells_about_itself() {
+    let bench = Bench::new();
+    bench.get("absent", &[]);
+    let open = [("authorization", "")];
+    assert_eq!(bench.ask("HEAD", "/v1/ping", &open, b"").status, StatusCode::NO_CONTENT);
+    assert_eq!(bench.ask("GET", "/healthz", &open, b"").status, StatusCode::OK);
+    assert_eq!(bench.ask("GET", "/readyz", &open, b"").status, StatusCode::OK);
+    let topology: serde_json::Value =
+        serde_json::from_slice(bench.ask("GET", "/v1/topology", &open, b"").bytes()).unwrap();
+    assert_eq!((&topology["shards"][1]["port"], &topology["shard_count"]), (&7411.into(), &2.into()));
+    let status: serde_json::Value = serde_json::from_slice(bench.ask("GET", "/v1/status", &open, b"").bytes()).unwrap();
+    assert_eq!((&status["hits"], &status["node"]["name"]), (&0.into(), &"node".into()));
+    assert!(status["sync"] == false && status["warnings"][0].as_str().unwrap().contains("power cut"), "{status}");
+    let metrics = bench.ask("GET", "/metrics", &open, b"");
+    assert!(metrics.text(CONTENT_TYPE).starts_with("application/openmetrics-text"));
+    let text = std::str::from_utf8(metrics.bytes()).unwrap();
+    assert!(text.ends_with("# EOF\n"));
+    for line in [
+        "# TYPE forebay_request_duration_seconds histogram",
+        "forebay_request_duration_seconds_bucket{le=\"+Inf\",outcome=\"hit-memory\"} 0",
+        "forebay_dirty_bytes 0",
+        "forebay_memory_bytes{use=\"tier\"} 0",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+    bench.handler.readiness.set(Stage::Draining);
+    assert_eq!(bench.ask("GET", "/readyz", &open, b"").problem(), "not-ready");
+}

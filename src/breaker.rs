@@ -1,6 +1,6 @@
 //! Whether a member is worth a request: a circuit breaker, pure. Time is given.
 //!
-//! Called by `member` before and after each request. After several failures in a row, or one that a ping confirmed, the circuit opens and the member
+//! Called before and after each request by the client's `member` and by `origin/peers`. After several failures in a row, or one that a ping confirmed, the circuit opens and the member
 //! is passed by without a try; after a pause one request at a time may try it (half open): success closes, failure opens for twice as long.
 //! A member whose answers have been slow for long is treated the same, once.
 //!
