@@ -7,6 +7,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod background;
 #[path = "routing/rig.rs"]
 mod rig;
 
@@ -16,6 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
+use background::Background;
 use bytes::Bytes;
 use forebay::client::plan::{GroupFacts, MemberFacts, ranked};
 use forebay::client::{Client, OpenError, PutCondition, Settings};
@@ -109,30 +111,6 @@ async fn everybody_agrees(plan: &Plan, proxies: &[&Proxy], http: &reqwest::Clien
     });
     asked.buffer_unordered(ASKING).collect::<Vec<()>>().await;
     println!("{} members agree with the client on {keys} keys ({:.1?})", names.len(), began.elapsed());
-}
-
-/// A runtime that runs while the test waits for something else.
-struct Background {
-    handle: tokio::runtime::Handle,
-    stop: Option<tokio::sync::oneshot::Sender<()>>,
-    thread: Option<std::thread::JoinHandle<()>>,
-}
-
-impl Background {
-    fn start() -> Background {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        let handle = runtime.handle().clone();
-        let (stop, stopped) = tokio::sync::oneshot::channel();
-        let thread = std::thread::spawn(move || drop(runtime.block_on(stopped)));
-        Background { handle, stop: Some(stop), thread: Some(thread) }
-    }
-}
-
-impl Drop for Background {
-    fn drop(&mut self) {
-        drop(self.stop.take());
-        drop(self.thread.take().map(std::thread::JoinHandle::join));
-    }
 }
 
 struct Six {
@@ -356,8 +334,7 @@ fn no_request_fails_while_members_come_and_go_and_clients_hear_of_it_in_time() {
     let load = Load::start(&six.background.handle, &clients);
     load.goes_on();
     // It runs before it is given keys, as in a real deployment.
-    six.proxies.push(six.deployment.proxy("near", "g", ""));
-    six.member("g", &["--state", "absent"]);
+    six.proxies.push(six.deployment.proxy_in("joining", "near", "g", ""));
     let refresh = PaceSettings::default().refresh;
     for change in ["a seventh member comes", "a gets twice the weight", "the seventh leaves"] {
         let before: Vec<u64> = clients.iter().map(|(_, client)| client.routing().revision).collect();

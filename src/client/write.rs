@@ -176,6 +176,13 @@ impl Client {
     }
 }
 
+/// Who is asked in a round.
+#[derive(Clone, Copy)]
+enum Whom {
+    Answering,
+    First,
+}
+
 /// How a write ended that no member acknowledged.
 enum Outcome {
     /// For good; and whether an earlier attempt may have taken effect.
@@ -185,7 +192,7 @@ enum Outcome {
 }
 
 impl Inner {
-    /// Sends what `build` makes of a request, until a member acknowledges it. Each round goes by the routing of its time.
+    /// Sends what `build` makes of a request, until a member acknowledges it.
     async fn write(
         &self,
         method: Method,
@@ -196,6 +203,31 @@ impl Inner {
         let mut failed =
             Failed { words: "no member that could take it is up".to_owned(), was_answered: false, in_doubt: false };
         self.budget.earn();
+        loop {
+            match self.rounds(&method, key, build, until, failed).await {
+                Err(Outcome::Failed(again)) if Instant::now() < until && self.has_come_back(&again).await => {
+                    failed = again
+                }
+                outcome => return outcome,
+            }
+        }
+    }
+
+    /// Whether a write that nobody answered has somebody to take it after all: one that came back after its turn.
+    async fn has_come_back(&self, failed: &Failed) -> bool {
+        let net = self.net();
+        net.volume.write == WriteMode::Through && !failed.was_answered && does_anybody_answer(&net).await
+    }
+
+    /// Asks who may take a write, a few times. Each round goes by the routing of its time.
+    async fn rounds(
+        &self,
+        method: &Method,
+        key: &str,
+        build: &(dyn Fn(RequestBuilder) -> RequestBuilder + Sync),
+        until: Instant,
+        mut failed: Failed,
+    ) -> Result<(Arc<Net>, Place, HeaderMap, StatusCode), Outcome> {
         for round in 0..ROUNDS_MAX {
             let mut pause = PAUSE_BASE * (1 << round);
             let net = self.net();
@@ -204,15 +236,24 @@ impl Inner {
             if places.is_empty() {
                 return Err(Outcome::Failed(failed));
             }
-            for (number, place) in places.iter().enumerate() {
+            let mut attempts = 0;
+            // Who answered in an earlier round may have died since.
+            failed.was_answered = false;
+            // Those that are not passed by; if all are, the first in rank: perhaps it has just come back.
+            let each = places.iter().map(|place| (place, Whom::Answering));
+            for (place, whom) in each.chain(places.first().map(|place| (place, Whom::First))) {
                 let member = net.member(*place);
-                // The only one there is, is tried; of several, those that answer.
-                if places.len() > 1 && member.leave() == Leave::Refused {
+                let is_asked = match whom {
+                    Whom::Answering => places.len() > 1 && member.leave() != Leave::Refused,
+                    Whom::First => attempts == 0,
+                };
+                if !is_asked {
                     continue;
                 }
-                if number + round as usize > 0 && !self.further_attempt() {
+                if attempts + round > 0 && !self.further_attempt() {
                     return Err(Outcome::Failed(failed));
                 }
+                attempts += 1;
                 let request = member.block_request(method.clone(), key);
                 let request = request.map_err(|error| Outcome::Final(error, failed.in_doubt))?;
                 let response = match member.send(build(request), until).await {

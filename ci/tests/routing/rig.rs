@@ -238,10 +238,15 @@ impl Deployment {
 
     /// A proxy of a group, which becomes a member of it, in state `up`.
     pub fn proxy(&self, group: &str, name: &str, more: &str) -> Proxy {
+        self.proxy_in("up", group, name, more)
+    }
+
+    /// The same in another state.
+    pub fn proxy_in(&self, state: &str, group: &str, name: &str, more: &str) -> Proxy {
         // Its port is known before it runs, and kept.
         let port = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let address = format!("127.0.0.1:{port}");
-        self.control(&["member", "create", name, "--group", group, "--address", &address, "--state", "up"]);
+        self.control(&["member", "create", name, "--group", group, "--address", &address, "--state", state]);
         let full = format!("{group}-{name}");
         let core = forebay::proxy::executor::usable_cpus()[0];
         let text = format!(
