@@ -252,10 +252,13 @@ impl Member {
         // The first may pay for a connection; of one that has not been answering little is expected.
         let first = if self.is_passed_by() { PING_TIMEOUT } else { PING_TIMEOUT * 2 };
         let mut outcome = self.ping(first).await;
+        let mut least: Option<Duration> = None;
         for _ in 0..samples {
             match (self.ping(PING_TIMEOUT).await, &outcome) {
-                (Ok(rtt), Ok(least)) => outcome = Ok(rtt.min(*least)),
-                (Ok(rtt), Err(_)) => outcome = Ok(rtt),
+                (Ok(rtt), _) => {
+                    least = Some(least.map_or(rtt, |least| least.min(rtt)));
+                    outcome = Ok(rtt);
+                }
                 // One that is lost is no news, two in a row are.
                 (Err(_), Ok(_)) => {}
                 (Err(error), Err(_)) => {
@@ -264,6 +267,7 @@ impl Member {
                 }
             }
         }
+        let outcome = outcome.map(|only| least.unwrap_or(only));
         match &outcome {
             Ok(rtt) => {
                 self.note(locked(&self.breaker).succeeded(*rtt, self.now()));
@@ -412,6 +416,7 @@ mod tests {
             tls_name: "localhost".to_owned(),
             weight: std::num::NonZeroU32::MIN,
             state: crate::resource::MemberState::Up,
+            settled: 0,
         };
         Member::new(routed, reach).unwrap()
     }

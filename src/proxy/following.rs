@@ -410,8 +410,14 @@ fn settings(link: &AdminLink) -> anyhow::Result<FollowSettings> {
         pinned: link.pinned.clone(),
         directory: Some(link.directory.clone()),
         name: format!("group.{}", link.group),
-        pace: PaceSettings { wait: link.refresh, ..PaceSettings::default() },
+        pace: pace(link.refresh),
     })
+}
+
+/// Where something cuts long polls, looks come no later than one of them would have ended.
+fn pace(refresh: Duration) -> PaceSettings {
+    let usual = PaceSettings::default();
+    PaceSettings { wait: refresh, refresh: refresh.min(usual.refresh), ..usual }
 }
 
 /// The volumes of a document, each with its store.

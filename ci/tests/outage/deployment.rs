@@ -1,5 +1,7 @@
 //! What is struck: `forebay dev` with the groups near and far in front of a bucket that can be moved far away, so that acknowledged
 //! blocks wait to be flushed at any time.
+//!
+//! Used by `outage`: it opens clients, asks what is dirty, kills and starts again.
 
 use std::path::PathBuf;
 use std::process::Command;

@@ -273,7 +273,7 @@ impl Load {
 
     /// Panics with what a task found, if one did.
     pub fn check(&mut self, handle: &Handle) {
-        for task in self.tasks.extract_if(.., |task| task.is_finished()) {
+        if let Some(task) = self.tasks.extract_if(.., |task| task.is_finished()).next() {
             handle.block_on(task).unwrap();
             panic!("a client ended before it was told to");
         }
