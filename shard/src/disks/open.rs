@@ -67,8 +67,11 @@ impl<D: Disk, R: Runtime> DiskSet<D, R> {
             Strays::None => set,
             Strays::Possible => set.put_in_order(config.shard).await,
         };
-        let next = set.open().map(|disk| disk.store.upcoming_generation()).max();
-        set.next_generation.set(next.expect("a disk was opened"));
+        let Some(next) = set.open().map(|disk| disk.store.upcoming_generation()).max() else {
+            // Those that were opened could not be put in order; why, was logged.
+            return Err(first_error.unwrap_or(StoreError::Failed));
+        };
+        set.next_generation.set(next);
         for found in &mut recovered {
             found.dirty.retain(|record| set.is_dirty_still(record));
         }
