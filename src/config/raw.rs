@@ -269,7 +269,7 @@ pub struct RawAdmin {
     /// Blocks that belong to another member of the group are refused (421) instead of served. Default `false`.
     #[serde(default)]
     pub strict: bool,
-    /// How long one question waits for news; a change is known at once, or after this if the wait is cut. Default `30s`.
+    /// How long one question waits for news; a change is known at once, or within this, and 10 s at most, where something cuts waits. Default `30s`.
     #[serde(default = "seconds::<30>")]
     pub refresh: Time,
 }
